@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine that has Python >= 3.11 and make:
+#   make image PROMPT="a small green star on a dark blue background"
+#   make test
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PROMPT ?= a large red circle to the left of a small blue square on a white background
+export PROMPT
+
+.PHONY: image test lint bench evaluate train clean
+image: .venv/ready            ## draw PROMPT with the bundled model and print the picture's path
+	@$(BIN)/minisd generate "$$PROMPT"
+
+test: .venv/ready-dev lint    ## ruff and all tests, parity with diffusers and transformers included
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: .venv/ready            ## seconds and memory of one picture, process start included
+	$(BIN)/python scripts/bench.py
+
+evaluate: .venv/ready         ## prompt fidelity of the bundled model, read by the oracle
+	$(BIN)/python scripts/evaluate.py
+
+train: .venv/ready            ## every stage of the bundled model, in order; goes on where it stopped
+	for stage in tokenizer clip vae unet export; do $(BIN)/minisd train $$stage --resume || exit 1; done
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "minisd needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e .
+	touch $@
+
+.venv/ready-dev: .venv/ready
+	$(PIP) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache build dist

@@ -1,0 +1,160 @@
+"""What the commands share: a strict parser, number types, notes on stderr. No torch.
+
+argparse alone takes `--steps 1_0`, `--cfg-scale nan` and Arabic digits, and answers an error with ten lines.
+"""
+
+import argparse
+import difflib
+import logging
+import math
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+LINE = 300  # the longest message
+
+
+class BadInput(Exception):
+    """What the user gave does not fit: one line and exit code 2."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, `--num_images` for `--num-images`, hidden other spellings, did-you-mean."""
+
+    def __init__(self, command: str, description: str, epilog: str = "") -> None:
+        super().__init__(
+            prog=f"minisd {command}",
+            description=description,
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.aliases: dict[str, str] = {}
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse, or raise BadInput."""
+        args, rest = self.parse_known_args(self.spelled(argv))
+        flags = [word for word in rest if word.startswith("-") and word != "--"]
+        if flags:
+            flag = flags[0].partition("=")[0]
+            self.error(f"unknown flag {flat(flag, 60)}{near(flag, self._option_string_actions)}")
+        if rest:
+            self.error(f"{flat(repr(rest[0]), 60)} is one word too many: put a prompt of several words in quotes")
+        return args
+
+    def spelled(self, argv: Sequence[str]) -> list[str]:
+        """The flags under the spelling that --help shows; what follows a lone -- stays as it is."""
+        end = list(argv).index("--") if "--" in argv else len(argv)
+        words = []
+        for word in argv[:end]:
+            head, equals, tail = word.partition("=")
+            if head.startswith("--") and " " not in head:
+                head = head.replace("_", "-")
+                word = self.aliases.get(head, head) + equals + tail
+            words.append(word)
+        return [*words, *argv[end:]]
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (see {self.prog} --help)")
+
+
+def add_common(parser: Parser) -> None:
+    """The flags every command has."""
+    group = parser.add_argument_group("messages")
+    loud = group.add_mutually_exclusive_group()
+    loud.add_argument("-q", "--quiet", action="store_true", help="no progress bar, no notes")
+    loud.add_argument("-v", "--verbose", action="store_true", help="more notes")
+    group.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def whole(text: str) -> int:
+    """A whole number in ASCII digits."""
+    if not re.fullmatch(r"[+-]?[0-9]{1,30}", text):
+        raise argparse.ArgumentTypeError(f"{flat(repr(text), 60)} is not a whole number")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    if whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return whole(text)
+
+
+def number(text: str) -> float:
+    """A finite number, written with ASCII digits."""
+    plain = re.fullmatch(r"[+-]?([0-9]{1,30}(\.[0-9]{0,30})?|\.[0-9]{1,30})([eE][+-]?[0-9]{1,4})?", text)
+    if not plain or not math.isfinite(float(text)):
+        raise argparse.ArgumentTypeError(f"{flat(repr(text), 60)} is not a finite number")
+    return float(text)
+
+
+def choice(what: str, names: Iterable[str]) -> Callable[[str], str]:
+    """A type that takes one of the names, and helps with a misspelt one."""
+    names = tuple(names)
+
+    def chosen(text: str) -> str:
+        if text not in names:
+            said = f"unknown {what} {flat(repr(text), 60)}{near(text, names)}"
+            raise argparse.ArgumentTypeError(f"{said}; choose from {', '.join(names)}")
+        return text
+
+    return chosen
+
+
+def device(text: str) -> str:
+    """auto, cpu, cuda or cuda:N. Whether it is there is for torch to say."""
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
+        said = f"unknown device {flat(repr(text), 60)}{near(text, ('auto', 'cpu', 'cuda'))}"
+        raise argparse.ArgumentTypeError(f"{said}; choose from auto, cpu, cuda, cuda:N")
+    return text
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """ ", did you mean …?" where a known word is close."""
+    close = difflib.get_close_matches(word[:60], list(known), 1, 0.6)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def flat(text: Any, limit: int = LINE) -> str:
+    """A message as one line of limited length that any terminal can show."""
+    line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode("utf-8")
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+@contextmanager
+def refusing(*kinds: type[Exception]) -> Iterator[None]:
+    """Turn what a check raises (by default ValueError and OSError) into BadInput."""
+    kinds = kinds or (ValueError, OSError)
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, OSError) and error.strerror:
+            name = f"{error.filename}: " if error.filename else ""
+            raise BadInput(f"{name}{error.strerror}") from error
+        raise BadInput(str(error)) from error
+
+
+class Notes(logging.Handler):
+    """Shows what the library logs, without tearing a progress bar apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"minisd: note: {flat(record.getMessage())}", file=sys.stderr)
+
+
+@contextmanager
+def notes(args: argparse.Namespace) -> Iterator[Callable[[str], None]]:
+    """Show the library's log on stderr for a while; yields a function for notes of the command's own."""
+    log, handler = logging.getLogger("minisd"), Notes()
+    kept = log.level
+    log.setLevel(logging.ERROR if args.quiet else logging.DEBUG if args.verbose else logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield lambda text: None if args.quiet else print(flat(text), file=sys.stderr, flush=True)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(kept)

@@ -1,0 +1,55 @@
+"""The last stage: what was trained, as a model folder that `minisd.load` reads.
+
+In: a run folder. Out: config.json, tokenizer/, model.safetensors (EMA weights, fp16), index.json with the sha256 of
+each file and a summary of the training log.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Config
+from ..weights.folder import save
+from .loop import trained
+
+NETWORKS = ("clip", "vae", "unet")
+
+
+def export(run: Path, config: Config, folder: Path) -> None:
+    """Write the model of a run folder.
+
+    Raises:
+        FileNotFoundError: a stage has not been trained yet.
+    """
+    tensors: dict[str, Tensor] = {f"vae.{k}": v for k, v in trained(run / "vae.safetensors")}
+    tensors |= {f"unet.{k}": v for k, v in trained(run / "unet.safetensors", "unet.")}
+    # A text tower tuned on with the UNet is in its checkpoint; a frozen one is still CLIP's.
+    text = dict(trained(run / "unet.safetensors", "text.")) or dict(trained(run / "clip.safetensors", "text."))
+    tensors |= {f"text.0.{k}": v for k, v in text.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    made = {"stages": {stage: summary(run / f"{stage}.jsonl") for stage in NETWORKS}}
+    save(folder, config, {k: v.to(torch.float16) for k, v in tensors.items()}, made)
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    print(f"export: {sum(v.numel() for v in tensors.values()):,} parameters, {size / 1e6:.1f} MB in {folder}")
+
+
+def summary(log: Path) -> dict[str, Any]:
+    """Ten points of a stage's log, each the mean of a stretch of steps, and the hours it took."""
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    rows = list({row["step"]: row for row in rows}.values())  # a resumed run logs some steps twice
+    images = sum(row["images"] for row in rows)
+    hours = sum(row["images"] / row["images_per_second"] for row in rows) / 3600
+    stretch = max(len(rows) // 10, 1)
+    points = [mean(rows[i : i + stretch]) for i in range(0, len(rows), stretch)]
+    return {"steps": len(rows), "images": int(images), "hours": round(hours, 2), "log": points}
+
+
+def mean(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of every figure over some rows of a log; `step` is the last one's."""
+    keys = [k for k in rows[0] if k not in ("step", "lr", "images")]
+    return {"step": int(rows[-1]["step"])} | {k: float(f"{sum(row[k] for row in rows) / len(rows):.4g}") for k in keys}

@@ -1,0 +1,84 @@
+"""A training recipe: one TOML file, one frozen dataclass a stage. Unknown fields are refused.
+
+In: configs/train/*.toml. Out: a `Recipe` that names the model config and says how each stage is trained.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import build
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """BPE on the world's captions."""
+
+    captions: int = 4000
+    merges: int = 256
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """What every network's stage needs: how long, how large, how fast."""
+
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100
+    decay: float = 0.4  # the last part of the steps, in which the learning rate falls to 0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema: float = 0.1  # width of the power-function EMA, as a part of the training so far
+    seed: int = 0
+    autocast: bool = True  # bf16 over fp32 weights
+    save_every: int = 200
+    grid_every: int = 200
+
+
+@dataclass(frozen=True)
+class ClipRecipe(StageRecipe):
+    """Contrastive training of a text tower and an image tower."""
+
+    width: int = 128  # of the image tower
+    layers: int = 3
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class VaeRecipe(StageRecipe):
+    """L1 and gradient loss on pixels, a light KL term."""
+
+    kl: float = 1e-4
+    gradient: float = 1.0
+
+
+@dataclass(frozen=True)
+class UnetRecipe(StageRecipe):
+    """The diffusion loss on cached latents."""
+
+    latents: int = 48_000
+    drop_prompt: float = 0.1
+    text_lr: float = 0.0  # learning rate of the text tower as a part of `lr`; 0: frozen
+    snr_gamma: float = 5.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All stages of one model. `config` is the model config's path, relative to the recipe."""
+
+    config: str
+    size: int
+    tokenizer: TokenizerRecipe
+    clip: ClipRecipe
+    vae: VaeRecipe
+    unet: UnetRecipe
+
+    @staticmethod
+    def load(path: str | Path) -> "Recipe":
+        """Read a TOML recipe.
+
+        Raises:
+            ValueError: a field is unknown, missing or of the wrong type.
+        """
+        return build(Recipe, tomllib.loads(Path(path).read_text(encoding="utf-8")), "recipe")

@@ -1,0 +1,132 @@
+"""The UNet stage: denoise cached latents, told by the text tower what they show.
+
+In: the CLIP text tower, the VAE, scenes of the world. Out: the UNet (and the text tower, where it is tuned on).
+The loss is |denoised - x0|^2 through the sampler's own scalings, weighted with min(SNR + 1, gamma): the v-prediction
+loss, capped where there is hardly any noise (min-SNR, Hang et al. 2023, https://arxiv.org/abs/2303.09556).
+"""
+
+from pathlib import Path
+
+import torch
+from PIL.Image import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..config import Config
+from ..diffusion.denoise import PREDICTION, c_in, denoiser
+from ..diffusion.guidance import guided
+from ..diffusion.samplers import SAMPLERS, final
+from ..diffusion.schedule import make_plan, noise_table
+from ..files import atomic
+from ..image import grid, to_pil
+from ..nn.clip import CLIPText
+from ..nn.conditioning import Conditioning
+from ..nn.unet import UNet
+from ..nn.vae import VAE
+from ..text.tokenizer import Tokenizer
+from ..world.captions import captions as phrasings
+from .data import captions, pictures, scenes
+from .loop import generator
+from .recipe import UnetRecipe
+
+
+class UnetStage:
+    """Diffusion training on latents made once."""
+
+    name = "unet"
+
+    def __init__(
+        self, recipe: UnetRecipe, config: Config, tokenizer: Tokenizer, text: CLIPText, vae: VAE, latents: Tensor
+    ) -> None:
+        self.recipe, self.config, self.tokenizer, self.vae = recipe, config, tokenizer, vae
+        self.table = noise_table(config.noise)
+        self.latents, self.scenes = latents, scenes(recipe.seed, range(len(latents)))
+        torch.manual_seed(recipe.seed)
+        unet = initialise(UNet(config.unet)).to(memory_format=torch.channels_last)
+        text.requires_grad_(recipe.text_lr > 0)
+        self.module = nn.ModuleDict({"unet": unet, "text": text})
+
+    def groups(self) -> list[dict]:
+        groups = [{"params": list(self.module["unet"].parameters()), "scale": 1.0}]
+        if self.recipe.text_lr > 0:
+            groups.append({"params": list(self.module["text"].parameters()), "scale": self.recipe.text_lr})
+        return groups
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        draw, b = generator(self.recipe.seed, step), self.recipe.batch
+        chosen = torch.randint(len(self.latents), (b,), generator=draw)
+        texts = captions([self.scenes[i] for i in chosen], self.recipe.seed, step)
+        dropped = torch.rand(b, generator=draw) < self.recipe.drop_prompt
+        texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
+        # One time from each of b equal stretches of the table: every step sees all noise levels.
+        t = ((torch.arange(b) + torch.rand(b, generator=draw)) / b * len(self.table.sigmas)).long()
+        return self.denoising_loss(self.latents[chosen].float(), texts, t, draw), {}
+
+    def denoising_loss(self, x0: Tensor, texts: list[str], t: Tensor, draw: torch.Generator) -> Tensor:
+        """Weighted squared error of the estimate of x0 (b, c, h, w) at table times t (b,)."""
+        device = next(self.module.parameters()).device
+        noise = torch.randn(x0.shape, generator=draw).to(device)
+        sigma = self.table.sigmas[t].float().to(device).view(-1, 1, 1, 1)
+        x0 = x0.to(device)
+        x = (x0 + sigma * noise) * c_in(sigma)
+        context, _ = self.module["text"](self.tokenizer(texts).to(device))
+        f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), Conditioning(context))
+        c_skip, c_out = PREDICTION[self.config.noise.prediction](sigma)
+        denoised = c_skip * (x / c_in(sigma)) + c_out * f.float()
+        weight = (sigma**-2 + 1).clamp(max=self.recipe.snr_gamma)
+        return (weight * (denoised - x0) ** 2).mean()
+
+    def grid(self) -> Image:
+        """Sixteen unseen prompts drawn with the model's default steps; prints the loss on unseen scenes."""
+        seed, device = self.recipe.seed, next(self.module.parameters()).device
+        unseen = scenes(seed, range(256), "test")
+        x0 = self.vae.encode(pictures(seed, range(256), self.config.defaults.width, "test").to(device))[0]
+        texts = [phrasings(scene)[0] for scene in unseen]
+        t = ((torch.arange(256) + 0.5) / 256 * len(self.table.sigmas)).long()
+        draw = generator(seed, -1)
+        losses = [self.denoising_loss(x0[i::4].cpu(), texts[i::4], t[i::4], draw).item() for i in range(4)]
+        print(f"unet: loss on 256 unseen scenes {sum(losses) / 4:.5f}")
+        return grid(to_pil(self.vae.decode(self.draw(texts[:16]))), columns=8)
+
+    def draw(self, texts: list[str]) -> Tensor:
+        """Latents (b, c, h, w) of some prompts, by the config's own defaults."""
+        defaults, text = self.config.defaults, self.module["text"]
+        device = next(text.parameters()).device
+        cond, uncond = (Conditioning(text(self.tokenizer(t).to(device))[0]) for t in (texts, [""] * len(texts)))
+        plan = make_plan(self.table, defaults.steps, defaults.sampler, defaults.schedule, defaults.steps_offset)
+        predict = guided(self.module["unet"], cond, uncond, defaults.cfg_scale)
+        denoise = denoiser(predict, plan, self.config.noise.prediction)
+        shape = (len(texts), *self.latents.shape[1:])
+        x = torch.randn(shape, generator=generator(self.recipe.seed, -2)).to(device) * plan.start
+        for step in SAMPLERS[defaults.sampler](denoise, x, plan):
+            x = step.x
+        return final(x, plan)
+
+
+def initialise(unet: UNet) -> UNet:
+    """Every residual branch and the output start at zero, so that the network starts as the identity."""
+    ends = [unet.conv_out]
+    for module in unet.modules():
+        ends += [getattr(module, name) for name in ("conv2", "proj_out") if hasattr(module, name)]
+    for end in ends:
+        nn.init.zeros_(end.weight)
+        nn.init.zeros_(end.bias)
+    return unet
+
+
+@torch.no_grad()
+def cached_latents(path: Path, vae: VAE, count: int, seed: int, size: int) -> Tensor:
+    """Posterior means of the first `count` training pictures, fp16 (count, c, h, w); kept in a file that grows."""
+    known = load_file(path)["latents"] if path.exists() else torch.empty(0)
+    if len(known) >= count:
+        return known[:count]
+    device, parts = next(vae.parameters()).device, [known] if len(known) else []
+    for start in tqdm(range(len(known), count, 64), desc="latents", unit="batch"):
+        images = pictures(seed, range(start, min(start + 64, count)), size)
+        images = images.to(device, memory_format=torch.channels_last)
+        parts.append(vae.encode(images)[0].half().contiguous().cpu())
+    latents = torch.cat(parts)
+    with atomic(path) as temporary:
+        save_file({"latents": latents}, temporary)
+    return latents

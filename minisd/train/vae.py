@@ -1,0 +1,66 @@
+"""The VAE stage: pixels to latents and back.
+
+In: pictures of the world. Out: encoder and decoder, and the scale factor that gives latents unit variance.
+Kingma & Welling 2013, https://arxiv.org/abs/1312.6114
+"""
+
+import torch
+import torch.nn.functional as F
+from PIL.Image import Image
+from torch import Tensor
+
+from ..config import VAEConfig
+from ..image import grid, to_pil
+from ..nn.vae import VAE
+from .data import batch_indices, pictures
+from .loop import generator
+from .recipe import VaeRecipe
+
+
+class VaeStage:
+    """L1 and squared error on pixels, L1 on their differences (edges), and a light KL term."""
+
+    name = "vae"
+
+    def __init__(self, recipe: VaeRecipe, config: VAEConfig, size: int) -> None:
+        self.recipe, self.size = recipe, size
+        torch.manual_seed(recipe.seed)
+        self.module = VAE(config).to(memory_format=torch.channels_last)
+        with torch.no_grad():  # start almost without noise, or the encoder must first outgrow it
+            self.module.quant.bias[config.latent_channels :] = -6.0
+
+    def groups(self) -> list[dict]:
+        return [{"params": list(self.module.parameters()), "scale": 1.0}]
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        recipe = self.recipe
+        images = self.images(batch_indices(step, recipe.batch), "train")
+        mean, logvar = self.module.encode(images)
+        noise = torch.randn(mean.shape, generator=generator(recipe.seed, step)).to(mean.device)
+        mean, logvar = mean.float(), logvar.float()
+        out = self.module.decode(mean + noise * (logvar / 2).exp()).float()
+        pixel = F.l1_loss(out, images)
+        edge = sum(F.l1_loss(out.diff(dim=d), images.diff(dim=d)) for d in (2, 3))
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        square = F.mse_loss(out, images)  # L1 alone is slow to see that there is anything but background
+        psnr = -10 * torch.log10(F.mse_loss(out.clamp(-1, 1), images) / 4)
+        return pixel + square + recipe.gradient * edge + recipe.kl * kl, {"psnr": psnr.item(), "kl": kl.item()}
+
+    def images(self, indices: range, split: str) -> Tensor:
+        x = pictures(self.recipe.seed, indices, self.size, split)
+        return x.to(next(self.module.parameters()).device, memory_format=torch.channels_last)
+
+    def grid(self) -> Image:
+        """Unseen pictures above, their reconstructions below."""
+        images = self.images(range(16), "test")
+        out = self.module.decode(self.module.encode(images)[0])
+        psnr = -10 * torch.log10(F.mse_loss(out.clamp(-1, 1), images) / 4)
+        print(f"vae: PSNR on 16 unseen pictures {psnr:.1f} dB")
+        rows = torch.stack([images.view(2, 8, *images.shape[1:]), out.view(2, 8, *out.shape[1:])], dim=1)
+        return grid(to_pil(rows.flatten(0, 2)), columns=8)
+
+    @torch.no_grad()
+    def unit_scale(self) -> float:
+        """1 / standard deviation of the latents of 512 pictures; the stage's config has scale_factor 1."""
+        latents = [self.module.encode(self.images(range(i, i + 32), "train"))[0] for i in range(0, 512, 32)]
+        return 1 / torch.cat(latents).float().std().item()

@@ -1,0 +1,1 @@
+"""A toy world of captioned scenes with known truth, and an oracle that reads pictures back."""

@@ -1,0 +1,241 @@
+"""The whole path on a tiny random model: what `generate`, `sample` and `encode` promise."""
+
+import json
+import logging
+from operator import attrgetter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import minisd
+from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
+from minisd.image import to_pil, to_tensor
+from minisd.pipeline import Model
+from minisd.runtime import ImageNoise, pick
+from minisd.weights.folder import WEIGHTS
+
+PROMPT = "a red circle"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Path) -> Model:
+    return minisd.load(tiny_model, device="cpu")
+
+
+def latent(model: Model, prompt: str | list[str] = PROMPT, **options: object) -> torch.Tensor:
+    return minisd.generate(model, prompt, output="latent", **options)
+
+
+def test_outputs_are_one_picture_in_three_forms(model: Model) -> None:
+    z = latent(model, seed=1)
+    pixels = minisd.generate(model, PROMPT, seed=1, output="tensor")
+    (image,) = minisd.generate(model, PROMPT, seed=1)
+    assert z.dtype == pixels.dtype == torch.float32
+    assert z.shape == (1, 4, 16, 16)
+    assert pixels.shape == (1, 3, 64, 64)
+    assert torch.equal(model.vae.decode(z), pixels)
+    assert image.tobytes() == to_pil(pixels)[0].tobytes()
+    assert not pixels.requires_grad
+
+
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+def test_image_i_of_a_call_is_the_picture_of_seed_plus_i(model: Model, sampler: str) -> None:
+    """Bit for bit, whatever stands beside it; stochastic samplers too."""
+    for count in (2, 3):
+        many = latent(model, num_images=count, seed=5, sampler=sampler)
+        for i in range(count):
+            assert torch.equal(many[i : i + 1], latent(model, seed=5 + i, sampler=sampler))
+
+
+def test_a_larger_batch_changes_next_to_nothing(model: Model) -> None:
+    """At most a level; how rarely is measured on the bundled model, a network of random weights is rougher."""
+    alone, together = (
+        torch.cat([to_tensor(p) for p in minisd.generate(model, PROMPT, num_images=4, batch_size=n, sampler="euler_a")])
+        for n in (1, 4)
+    )
+    assert ((alone - together) * 127.5).round().abs().max() <= 1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+def test_any_sampler_runs_with_any_schedule(model: Model, sampler: str, schedule: str) -> None:
+    z = latent(model, sampler=sampler, schedule=schedule)
+    assert torch.isfinite(z).all()
+    assert torch.equal(z, latent(model, sampler=sampler, schedule=schedule))
+
+
+def test_seed_zero_is_a_seed(model: Model) -> None:
+    assert torch.equal(latent(model), latent(model, seed=0))
+    assert not torch.equal(latent(model, seed=0), latent(model, seed=1))
+
+
+def test_scale_one_is_the_prompt_alone(model: Model) -> None:
+    z = latent(model, cfg_scale=1.0)
+    assert torch.equal(z, latent(model, cfg_scale=1.0, negative_prompt="a blue square"))
+    assert not torch.equal(z, latent(model, cfg_scale=2.0))
+
+
+def test_the_prompt_and_the_negative_prompt_matter(model: Model) -> None:
+    z = latent(model)
+    assert not torch.equal(z, latent(model, "a blue square"))
+    assert not torch.equal(z, latent(model, negative_prompt="a blue square"))
+    assert torch.equal(z, latent(model, negative_prompt=""))
+
+
+def test_lists_pair_up(model: Model) -> None:
+    both = latent(model, ["a red circle", "a blue square"], negative_prompt=["", "a star"], seed=3)
+    assert torch.equal(both[1:], latent(model, "a blue square", negative_prompt="a star", seed=4))
+    with pytest.raises(ValueError, match="2 prompts and 1 negative prompts"):
+        latent(model, ["a", "b"], negative_prompt=["c"])
+    with pytest.raises(ValueError, match="no prompt"):
+        latent(model, [])
+
+
+def test_sample_is_generate_seen_from_inside(model: Model) -> None:
+    steps = list(minisd.sample(model, PROMPT, seed=2, schedule="karras"))
+    assert [step.i for step in steps] == [0, 1, 2, 3]
+    assert all(a.sigma > b.sigma for a, b in zip(steps, steps[1:], strict=False))
+    assert torch.equal(steps[-1].x, latent(model, seed=2, schedule="karras"))
+    assert not any(step.x.requires_grad or step.denoised.requires_grad for step in steps)
+    assert torch.is_grad_enabled()
+
+
+def test_own_latents_take_the_place_of_the_seed(model: Model) -> None:
+    noise = ImageNoise([7], (4, 16, 16), torch.device("cpu"))()
+    assert torch.equal(latent(model, seed=7), latent(model, latents=noise, seed=99))
+    with pytest.raises(ValueError, match=r"\[1, 4, 16, 16\]"):
+        latent(model, latents=noise[:, :3])
+
+
+def test_other_sizes(model: Model) -> None:
+    assert latent(model, width=72, height=52).shape == (1, 4, 13, 18)
+    with pytest.raises(ValueError, match="the nearest are 64 and 68"):
+        latent(model, width=66)
+
+
+def test_a_researchers_own_sampler_and_schedule(model: Model) -> None:
+    def euler_by_hand(denoise, x, plan, noise=None):
+        for i, (s, s_next) in enumerate(zip(plan.sigmas, plan.sigmas[1:], strict=False)):
+            denoised = denoise(x, s)
+            x = x + (x - denoised) / s * (s_next - s)
+            yield minisd.diffusion.samplers.Step(i, s, x, denoised)
+
+    ours = latent(model, sampler="euler", schedule="karras")
+    theirs = latent(model, sampler=euler_by_hand, schedule="karras")
+    assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()
+    assert latent(model, schedule=lambda table, steps: torch.linspace(9, 0.1, steps)).isfinite().all()
+
+
+def test_image_to_image(model: Model) -> None:
+    """Strength 0 is the VAE's round trip, and outside a mask the latent stays what it was."""
+    (image,) = minisd.generate(model, "a blue square", seed=8)
+    z0 = model.vae.encode(to_tensor(image))[0]
+    assert torch.equal(latent(model, image=image, strength=0.0), z0)
+    near, far = ((latent(model, image=image, strength=s) - z0).std() for s in (0.3, 1.0))
+    assert near < far
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 32:] = 1
+    painted = latent(model, image=image, mask=mask, strength=1.0)
+    assert torch.allclose(painted[..., :8], z0[..., :8], atol=1e-5)
+    assert not torch.allclose(painted[..., 8:], z0[..., 8:], atol=1e-2)
+    with pytest.raises(ValueError, match="give the image too"):
+        latent(model, mask=mask)
+
+
+def test_clip_skip_changes_the_picture_and_is_checked(model: Model) -> None:
+    assert torch.equal(latent(model), latent(model, clip_skip=1))
+    assert not torch.equal(latent(model), latent(model, clip_skip=2))
+    with pytest.raises(ValueError, match="clip_skip 3 is out of range: tiny takes 1"):
+        latent(model, clip_skip=3)
+
+
+def test_encode(model: Model) -> None:
+    cond = model.encode(["a red circle", "a (red:1.3) circle"], emphasis="off")
+    assert cond.context.shape == (2, 16, 32)
+    assert cond.vector is None
+    assert not torch.equal(cond.context[0], cond.context[1])  # "off" reads brackets literally
+    with pytest.raises(ValueError, match="a list of prompts"):
+        model.encode("a red circle")
+
+
+def test_what_does_not_fit_is_named(model: Model, caplog: pytest.LogCaptureFixture) -> None:
+    room = model.tokenizers[0].room
+    long = "a " * room + "zebra"
+    with caplog.at_level(logging.WARNING, "minisd"):
+        cut = model.encode([long])
+    assert "zebra" in caplog.text
+    assert torch.equal(cut.context, model.encode(["a " * room]).context)
+    with pytest.raises(ValueError, match="zebra"):
+        model.encode([long], long_prompt="error")
+
+
+def test_the_recipe_travels_with_the_picture(model: Model) -> None:
+    pictures = minisd.generate(model, PROMPT, negative_prompt="a star", num_images=2, seed=4, sampler="ddim", eta=0.5)
+    recipe = json.loads(pictures[1].info["minisd"])
+    names = ("prompt", "negative_prompt", "seed", "steps", "sampler", "eta", "clip_skip", "model", "dtype")
+    assert [recipe[n] for n in names] == [PROMPT, "a star", 5, 4, "ddim", 0.5, 1, "tiny", "float32"]
+    options = {k: recipe[k] for k in ("seed", "steps", "sampler", "eta", "cfg_scale", "schedule", "clip_skip")}
+    (again,) = minisd.generate(model, recipe["prompt"], negative_prompt=recipe["negative_prompt"], **options)
+    assert again.tobytes() == pictures[1].tobytes()
+
+
+def test_numbers_that_are_not_finite_make_no_picture(model: Model, tiny_model: Path) -> None:
+    for part, where in (("unet.conv_in", "UNet"), ("vae.post_quant", "VAE")):
+        broken = minisd.load(tiny_model, device="cpu")
+        attrgetter(part)(broken).weight.fill_(float("nan"))
+        with pytest.raises(FloatingPointError, match=where):
+            minisd.generate(broken, PROMPT)
+
+
+def test_noise_is_each_images_own() -> None:
+    cpu = torch.device("cpu")
+    together, alone = ImageNoise([3, 2**64 - 1], (4, 8, 8), cpu), ImageNoise([2**64 - 1], (4, 8, 8), cpu)
+    for _ in range(3):
+        assert torch.equal(together()[1:], alone())
+    x = ImageNoise(range(64), (4, 16, 16), cpu)()
+    assert abs(x.mean()) < 0.01
+    assert abs(x.std() - 1) < 0.01
+
+
+def test_device_policy_gives_its_reason() -> None:
+    small, large = pick("cpu", "auto", 10_000_000), pick("cpu", "auto", 900_000_000)
+    assert (small.dtype, small.reason) == (torch.float32, "cpu fp32: device as asked, a small model")
+    assert large.dtype in (torch.float32, torch.bfloat16)
+    assert pick("cpu", "bf16").dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="fp16 is not for the CPU"):
+        pick("cpu", "fp16")
+    with pytest.raises(ValueError, match="unknown device 'tpu'"):
+        pick("tpu")
+    with pytest.raises(ValueError, match="unknown dtype 'fp8'"):
+        pick("cpu", "fp8")
+
+
+def test_a_model_folder_that_does_not_fit(tiny_model: Path, tmp_path: Path) -> None:
+    for path in tiny_model.rglob("*"):
+        if path.is_file():
+            target = tmp_path / path.relative_to(tiny_model)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["unet"]["channels"] = [16, 48]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"does not fit its config: .* mis-shaped \(unet"):
+        minisd.load(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes(b"<html>")
+    with pytest.raises(ValueError, match="is not a safetensors file"):
+        minisd.load(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
+        minisd.load(tmp_path)
+    with pytest.raises(ValueError, match="there is no model at"):
+        minisd.load(tmp_path / "nowhere")
+
+
+def test_pixels_round_and_clamp() -> None:
+    values = torch.tensor([-1.5, -1.0, 0.0, 0.999, 1.0, 2.0])
+    pixels = values.view(1, 1, 1, 6).expand(1, 3, 1, 6)
+    assert [p[0] for p in to_pil(pixels)[0].getdata()] == [0, 0, 128, 255, 255, 255]
+    picture = Image.effect_noise((8, 8), 50).convert("RGB")
+    assert to_pil(to_tensor(picture))[0].tobytes() == picture.tobytes()

@@ -1,0 +1,229 @@
+"""The noise table, the plan of levels and the prediction types, against diffusers and their own algebra."""
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from minisd.config import PREDICTION_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, NoiseConfig
+from minisd.diffusion.denoise import PREDICTION, c_in, denoiser
+from minisd.diffusion.schedule import ALPHA_BAR_FLOOR, SIGMA_MAX, NoiseTable, Plan, make_plan, noise_table
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+TABLE = noise_table(NoiseConfig())
+ZERO_SNR = noise_table(NoiseConfig(zero_snr=True))
+FLOAT32 = 3e-5  # diffusers multiplies 1000 float32 alphas: its first sigma is 1.3e-5 off
+
+SCHEDULERS = {
+    "ddim": (diffusers.DDIMScheduler, {"set_alpha_to_one": False, "clip_sample": False}),
+    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
+}
+KARRAS = ("euler", "heun", "dpmpp_2m")  # diffusers' ddim, ddpm and euler_a have no karras
+CELLS = [(s, name) for s in SCHEDULERS for name in SCHEDULE_NAMES if name != "karras" or s in KARRAS]
+# Where diffusers' own times cannot be used. Everywhere else ours equal them, for every n from 2 to 1000.
+EXTRA_POINT = "where 1000 / n is rounded down, numpy's arange gives n + 1 points: a last time of -1"
+BEYOND = "steps_offset lifts the first time to 1000, beyond the table"
+NO_STRIDE = "1000 // (n + 1) = 0: every time is steps_offset"
+TWICE = "1001 rounded points on 0..999: one time comes twice"
+
+
+def off(sampler: str, schedule: str, n: int, times: Tensor) -> str | None:
+    """The reason why diffusers' times cannot be used, or None."""
+    if schedule == "trailing" and len(times) > n:
+        return EXTRA_POINT
+    if (sampler, n) == ("dpmpp_2m", 1000) and schedule != "trailing":
+        return NO_STRIDE if schedule == "leading" else TWICE
+    return BEYOND if times[0] > 999 else None
+
+
+def theirs(sampler: str, schedule: str, n: int, **changes: object) -> diffusers.SchedulerMixin:
+    """diffusers' scheduler, its times set. Its karras takes its range from linspace: the whole table."""
+    kind, options = SCHEDULERS[sampler]
+    if schedule == "karras":
+        options, schedule = options | {"use_karras_sigmas": True}, "linspace"
+    scheduler = kind(**SD, **options, timestep_spacing=schedule, **changes)
+    scheduler.set_timesteps(n)
+    return scheduler
+
+
+def once(scheduler: diffusers.SchedulerMixin) -> Tensor:
+    """The times of the steps: Heun lists all but the first twice."""
+    times = scheduler.timesteps.double()
+    return torch.cat([times[:1], times[1::2]]) if isinstance(scheduler, diffusers.HeunDiscreteScheduler) else times
+
+
+@pytest.mark.parametrize("schedule", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+def test_times_equal_diffusers(sampler: str, schedule: str) -> None:
+    scheduler = theirs(sampler, schedule, 2)
+    for n in range(2, 1001):
+        scheduler.set_timesteps(n)
+        times = once(scheduler)
+        plan = make_plan(TABLE, n, sampler, schedule)
+        assert plan.t.shape == (n,) and (plan.t.diff() < 0).all()
+        reason = off(sampler, schedule, n, times)
+        if reason == EXTRA_POINT:
+            assert len(times) == n + 1 and times[-1] == -1
+            times = times[:-1]
+        elif reason:
+            assert not torch.equal(plan.t, times)
+            continue
+        tol = 0 if plan.whole else 1e-4  # Euler's are float32
+        assert torch.allclose(plan.t, times, rtol=0, atol=tol), (n, plan.t, times)
+
+
+@pytest.mark.parametrize("sampler, schedule", CELLS)
+def test_sigmas_and_start_equal_diffusers(sampler: str, schedule: str) -> None:
+    scheduler = theirs(sampler, schedule, 20)
+    plan = make_plan(TABLE, 20, sampler, schedule)
+    if sampler in ("ddim", "ddpm"):  # these know alpha_bar, and x as sqrt(alpha_bar) * our x
+        alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps]
+        sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
+        last = scheduler.final_alpha_cumprod if sampler == "ddim" else torch.ones(())
+        sigmas = torch.cat([sigmas, ((1 - last) / last).sqrt()[None]])
+    else:
+        sigmas = scheduler.sigmas if sampler != "heun" else torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])
+    assert torch.allclose(plan.sigmas, sigmas.double(), rtol=FLOAT32, atol=0)
+    in_vp = sampler in ("ddim", "ddpm", "dpmpp_2m")
+    scale = float((1 + plan.sigmas[0] ** 2).sqrt()) if in_vp else 1.0
+    assert plan.start == pytest.approx(float(scheduler.init_noise_sigma) * scale, rel=FLOAT32)
+
+
+def test_karras_times_are_rounded_for_dpmpp_only() -> None:
+    for sampler, tol in (("dpmpp_2m", 0), ("euler", 2e-3), ("heun", 2e-3)):  # 1.2e-3: their float32 logarithm
+        plan = make_plan(TABLE, 20, sampler, "karras")
+        assert torch.allclose(plan.t, once(theirs(sampler, "karras", 20)), rtol=0, atol=tol)
+        assert torch.equal(plan.t, plan.t.round()) == (sampler == "dpmpp_2m")
+
+
+def test_conventions_of_the_design() -> None:
+    first = {s: make_plan(TABLE, 20, s, "leading").t[0] for s in SAMPLER_NAMES}
+    assert first == {"ddim": 951, "ddpm": 951, "euler": 951, "euler_a": 951, "heun": 951, "dpmpp_2m": 941}
+    assert make_plan(TABLE, 20, "ddim").sigmas[-1] == TABLE.sigmas[0]
+    assert make_plan(TABLE, 20, "ddim", final_table_sigma=False).sigmas[-1] == 0
+    assert all(make_plan(TABLE, 20, s).sigmas[-1] == 0 for s in SAMPLER_NAMES[1:])
+    assert make_plan(TABLE, 20, "dpmpp_2m", start="sigma").start == TABLE.sigmas[-1]
+    assert make_plan(TABLE, 1, "euler", "linspace").t == 999  # diffusers starts, and ends, at time 0
+
+
+@pytest.mark.parametrize("table", [TABLE, ZERO_SNR, noise_table(NoiseConfig("linear", 1e-4, 0.02, 50))])
+def test_t_is_the_exact_inverse_of_sigma(table: NoiseTable) -> None:
+    t = torch.linspace(0, len(table) - 1, 4001, dtype=torch.float64)
+    assert torch.allclose(table.t(table.sigma(t)), t, rtol=0, atol=1e-8)
+    assert torch.allclose(table.sigma(table.t(table.sigmas)), table.sigmas, rtol=1e-12, atol=0)
+    assert torch.equal(table.t(torch.tensor([0.0, 1e9])), torch.tensor([0, len(table) - 1.0]).double())
+
+
+def test_zero_snr_table_is_finite_and_ends_at_the_floor() -> None:
+    assert ZERO_SNR.sigmas.isfinite().all()
+    assert ZERO_SNR.sigmas[0] == pytest.approx(float(TABLE.sigmas[0]), rel=1e-12)
+    assert ZERO_SNR.sigmas[-1] == SIGMA_MAX
+    assert abs((1 + SIGMA_MAX**2) * ALPHA_BAR_FLOOR - 1) < 1e-12
+    scheduler = diffusers.DDIMScheduler(**SD, rescale_betas_zero_snr=True)
+    alpha_bar = 1 / (1 + ZERO_SNR.sigmas**2)
+    assert torch.allclose(alpha_bar, scheduler.alphas_cumprod.double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("table", [TABLE, ZERO_SNR])
+@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
+@pytest.mark.parametrize("sampler", [*SAMPLER_NAMES, lambda denoise, x, plan, noise=None: None])
+def test_every_plan_falls_and_is_finite(sampler: str, schedule: str, table: NoiseTable) -> None:
+    for n in (1, 2, 3, 61, 999, 1000):
+        plan = make_plan(table, n, sampler, schedule)
+        assert plan.sigmas.shape == (n + 1,) and plan.t.shape == (n,)
+        assert plan.sigmas.dtype == plan.t.dtype == torch.float64
+        assert plan.sigmas.isfinite().all() and (plan.sigmas[:-1].diff() < 0).all() and plan.sigmas[-1] >= 0
+        assert (plan.t >= 0).all() and (plan.t <= 999).all()
+        assert plan.start >= plan.sigmas[0]
+
+
+def test_time_is_the_plans_own_else_the_tables() -> None:
+    plan = make_plan(TABLE, 20, "dpmpp_2m", "karras")
+    for sigma, t in zip(plan.sigmas[:-1], plan.t, strict=True):
+        assert plan.time(sigma) == t
+    between = (plan.sigmas[4] + plan.sigmas[5]) / 2
+    assert plan.time(between) == TABLE.t(between).round()
+    free = make_plan(TABLE, 20, "euler", "linspace")
+    assert torch.equal(torch.stack([free.time(s) for s in free.sigmas[:-1]]), free.t)
+    assert free.time(between) == TABLE.t(between)
+
+
+def test_tail_is_the_end_of_the_plan() -> None:
+    plan = make_plan(TABLE, 20, "ddim", "leading")
+    tail = plan.tail(5)
+    assert torch.equal(tail.sigmas, plan.sigmas[15:]) and torch.equal(tail.t, plan.t[15:])
+    assert tail.whole and tail.time(tail.sigmas[0]) == 201
+
+
+def test_own_schedule_and_own_sampler() -> None:
+    def halves(table: NoiseTable, steps: int) -> Tensor:
+        return table.sigmas[-1] * 0.5 ** torch.arange(steps)
+
+    def my_sampler() -> None: ...
+
+    plan = make_plan(TABLE, 5, my_sampler, halves)
+    assert torch.equal(plan.sigmas, torch.cat([halves(TABLE, 5), torch.zeros(1)]))
+    assert torch.equal(plan.t, TABLE.t(plan.sigmas[:-1])) and plan.start == plan.sigmas[0]
+    for bad in (
+        lambda table, n: table.sigmas[:n],
+        lambda table, n: halves(table, n + 1),
+        lambda table, n: [0.0] * n,
+    ):
+        with pytest.raises(ValueError, match="schedule"):
+            make_plan(TABLE, 5, my_sampler, bad)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((0,), "steps 0 must be in 1..1000"),
+        ((1001,), "steps 1001 must be in 1..1000"),
+        ((20, "eulr"), "unknown sampler 'eulr': did you mean euler[?] choose from ddim, ddpm"),
+        ((20, "euler", "karas"), "unknown schedule 'karas': did you mean karras[?] choose from linspace, leading"),
+        ((20, "euler", "karras", 1, True, "none"), "unknown start 'none': choose from sigma, total"),
+    ],
+)
+def test_refusals_name_the_way_out(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_plan(TABLE, *arguments)
+
+
+@pytest.mark.parametrize("betas", [(1e-19, 1e-18), (0.5, 0.9)])
+def test_a_table_that_does_not_rise_is_refused(betas: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="give two steps one noise level"):
+        noise_table(NoiseConfig("linear", *betas))
+
+
+def test_unit_variance_and_plan_names() -> None:
+    for sigma in (*TABLE.sigmas[::99], *ZERO_SNR.sigmas[-2:]):
+        variance = float(c_in(sigma)) ** 2 * (1 + float(sigma) ** 2)  # of c_in * (x0 + sigma * noise)
+        assert variance == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", PREDICTION_NAMES)
+def test_exact_networks_agree(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 2, 4, 8, 8, generator=generator)
+    plan = make_plan(ZERO_SNR if kind != "eps" else TABLE, 20, "dpmpp_2m")  # eps says nothing where no signal is
+    for sigma, time in zip(plan.sigmas[:-1], plan.t, strict=True):
+        alpha = float(c_in(sigma))
+        answer = {"eps": noise, "v": alpha * noise - float(sigma) * alpha * x0, "x0": x0}[kind]
+
+        def exact(x: Tensor, t: Tensor, answer: Tensor = answer, time: Tensor = time) -> Tensor:
+            assert x.std() < 1.2 and t.shape == (2,) and (t == time).all()
+            return answer
+
+        x = x0 + float(sigma) * noise
+        tol = 1e-6 * (1 + float(sigma)) if kind == "eps" else 2e-6  # eps: x0 is what is left of x - sigma * noise
+        assert (denoiser(exact, plan, kind)(x, sigma) - x0).abs().max() < tol
+
+
+def test_prediction_names() -> None:
+    assert tuple(PREDICTION) == PREDICTION_NAMES
+    plan = Plan(torch.ones(2), torch.ones(1), 1.0, TABLE)
+    with pytest.raises(ValueError, match="unknown prediction 'epsilon': choose from eps, v, x0"):
+        denoiser(lambda x, t: x, plan, "epsilon")

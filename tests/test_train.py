@@ -1,0 +1,186 @@
+"""Training: the tokenizer's layout, each stage on a tiny recipe, and runs that go on exactly where they stopped."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import minisd
+from minisd.config import Config
+from minisd.text.tokenizer import Tokenizer
+from minisd.train import stages
+from minisd.train.loop import run, schedule, update_ema
+from minisd.train.recipe import Recipe, StageRecipe
+from minisd.train.stages import STAGES, Run
+from minisd.world.captions import corpus
+
+ROOT = Path(__file__).parent.parent
+SHORT = {"batch": 4, "save_every": 2, "grid_every": 4, "warmup": 2, "autocast": False}
+
+
+def tiny_recipe() -> Recipe:
+    recipe = Recipe.load(ROOT / "configs/train/mini.toml")
+    return dataclasses.replace(
+        recipe,
+        tokenizer=dataclasses.replace(recipe.tokenizer, captions=200),
+        clip=dataclasses.replace(recipe.clip, steps=4, width=32, layers=1, **SHORT),
+        vae=dataclasses.replace(recipe.vae, steps=4, **SHORT),
+        unet=dataclasses.replace(recipe.unet, steps=4, latents=8, **SHORT),
+    )
+
+
+def tiny_config() -> Config:
+    data = Config.load(ROOT / "configs/mini.json").to_dict()
+    data["text"][0] |= {"width": 32, "layers": 2, "hidden": 64, "projection": 16}
+    data["unet"] |= {"channels": [16, 32], "depth": [0, 1], "heads": [1, 2], "context_dim": 32, "groups": 8}
+    data["vae"] |= {"channels": [8, 8, 16], "groups": 4}
+    data["defaults"] |= {"steps": 2}
+    return Config.from_dict(data)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """All stages of a tiny model, run once."""
+    job = Run(tiny_recipe(), tmp_path_factory.mktemp("run"), tiny_config(), torch.device("cpu"))
+    for stage in STAGES.values():
+        stage(job)
+    return job
+
+
+def test_every_stage_leaves_its_files(finished: Run) -> None:
+    for stage in ("clip", "vae", "unet"):
+        rows = [json.loads(line) for line in (finished.folder / f"{stage}.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [0, 1, 2, 3]
+        assert (finished.folder / f"{stage}-000004.png").exists()
+    index = json.loads((finished.folder / "model/index.json").read_text())
+    assert set(index["sha256"]) == {"config.json", "model.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json"}
+    assert not list(finished.folder.rglob("*.tmp"))
+
+
+def test_the_exported_model_draws(finished: Run) -> None:
+    model = minisd.load(finished.folder / "model", device="cpu")
+    assert model.config.vae.scale_factor != 1.0
+    first, again = (minisd.generate(model, "a red circle", seed=5, output="tensor") for _ in range(2))
+    assert first.shape == (1, 3, 64, 64)
+    assert torch.equal(first, again)
+
+
+def test_latents_have_unit_variance(finished: Run) -> None:
+    model = minisd.load(finished.folder / "model", device="cpu")
+    from minisd.train.data import pictures
+
+    mean, _ = model.vae.encode(pictures(0, range(64), 64))
+    assert mean.std().item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("stage", ["clip", "vae", "unet"])
+def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str, monkeypatch) -> None:
+    """Stopped after step 2 and resumed: weights, EMA and optimizer equal those of the unbroken run bit for bit."""
+    needs = {"unet": ["clip.safetensors", "vae.safetensors", "latents.safetensors"]}.get(stage, [])
+    (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
+    for name in ["config.json", *needs]:
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    job = dataclasses.replace(finished, folder=tmp_path)
+
+    class Cut(Exception):
+        pass
+
+    def cut_at_step_three(stage_object, out, resume, device) -> None:
+        original = stage_object.loss
+
+        def loss(step):
+            if step == 3 and not resume:
+                raise Cut
+            return original(step)
+
+        stage_object.loss = loss
+        run(stage_object, out, resume, device)
+
+    monkeypatch.setattr(stages, "run", cut_at_step_three)
+    with pytest.raises(Cut):
+        STAGES[stage](job)
+    STAGES[stage](dataclasses.replace(job, resume=True))
+    whole, pieces = (load_file(folder / f"{stage}.safetensors") for folder in (finished.folder, tmp_path))
+    assert whole.keys() == pieces.keys()
+    assert [key for key in whole if not torch.equal(whole[key], pieces[key])] == []
+
+
+def test_a_checkpoint_is_never_overwritten_by_accident(finished: Run) -> None:
+    with pytest.raises(FileExistsError, match="--resume"):
+        STAGES["vae"](finished)
+
+
+def test_schedule_warms_up_and_falls_to_zero() -> None:
+    recipe = StageRecipe(steps=100, batch=1, lr=1.0, warmup=10, decay=0.4)
+    rates = [schedule(step, recipe) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:60] == [1.0] * 51
+    assert all(b < a for a, b in zip(rates[60:], rates[61:], strict=False))
+    assert rates[99] == pytest.approx(1 / 40)
+
+
+def test_power_ema_weighs_step_i_with_its_power() -> None:
+    """ema_n = sum of x_i * (i^p - (i-1)^p) / n^p: what the recursion must come to."""
+    steps, power = 50, 10
+    values = torch.randn(steps, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ema = {"x": values[:1].clone()}
+    for step in range(steps):
+        update_ema(ema, {"x": torch.nn.Parameter(values[step : step + 1])}, step, 1 / power)
+    index = torch.arange(1, steps + 1, dtype=torch.float64)
+    # keep_i = (1 - 1/i)^p telescopes: the weight of step i in the end is (1 - keep_i) * prod of later keeps.
+    keep = (1 - 1 / index) ** power
+    later = torch.tensor([keep[i + 1 :].prod().item() for i in range(steps)], dtype=torch.float64)
+    assert ema["x"].item() == pytest.approx(((1 - keep) * later * values).sum().item(), rel=1e-12)
+    assert ((1 - keep) * later).sum().item() == pytest.approx(1)
+    assert (((1 - keep) * later) * index).sum().item() / steps == pytest.approx(power / (power + 1), abs=0.02)
+
+
+def test_vocabulary_has_clips_own_layout(finished: Run) -> None:
+    folder = finished.folder / "tokenizer"
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    tokens = sorted(vocab, key=vocab.get)
+    assert list(vocab.values()) == list(range(len(vocab)))
+    assert tokens[:3] == ["!", '"', "#"]
+    assert all(a + "</w>" == b for a, b in zip(tokens[:256], tokens[256:512], strict=True))
+    assert tokens[-2:] == ["<|startoftext|>", "<|endoftext|>"]
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert merges[0].startswith("#version")
+    assert ["".join(line.split()) for line in merges[1:]] == tokens[512:-2]
+
+
+def test_tokenizer_keeps_every_text(finished: Run) -> None:
+    tokenizer = Tokenizer(finished.folder / "tokenizer", finished.config.text[0])
+    eos = finished.config.text[0].eos_id
+    for text in ["zebra qqq", "héllo 🙂", "Z", "a large red circle", "١ 火"]:
+        ids = tokenizer.content(text)
+        assert eos not in ids, text
+        assert tokenizer.bpe.decode(ids) == text.lower()
+    assert all(
+        len(tokenizer.content(word)) == 1 for caption in corpus(50) for word in caption.split() if word.isalpha()
+    )
+    typed = tokenizer(["a <|endoftext|> b \ud800", ""])
+    assert typed.shape == (2, 32)
+    assert (typed[0] == eos).sum() == 32 - 1 - len(tokenizer.content("a <|endoftext|> b \ud800"))
+    assert typed[1].tolist() == [finished.config.text[0].bos_id] + [eos] * 31
+
+
+def test_tokenizer_refuses_what_does_not_fit(finished: Run, tmp_path: Path) -> None:
+    config = finished.config.text[0]
+    with pytest.raises(ValueError, match=r"lacks vocab\.json, merges\.txt"):
+        Tokenizer(tmp_path, config)
+    with pytest.raises(ValueError, match=r"tokens, the text encoder"):
+        Tokenizer(finished.folder / "tokenizer", dataclasses.replace(config, vocab_size=config.vocab_size + 1))
+
+
+@pytest.mark.parametrize("line", ["stepz = 3", "steps = 0", 'steps = "many"', "lr = nan"])
+def test_recipes_refuse_what_they_do_not_know(tmp_path: Path, line: str) -> None:
+    text = (ROOT / "configs/train/mini.toml").read_text()
+    key = line.split()[0]
+    lines = [row for row in text.split("[vae]")[1].splitlines() if not row.startswith(f"{key} ")]
+    path = tmp_path / "recipe.toml"
+    path.write_text(text.split("[vae]")[0] + "[vae]\n" + line + "\n" + "\n".join(lines))
+    with pytest.raises(ValueError, match=key):
+        Recipe.load(path)
