@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_lists_pair_up(model: Model) -> None:
 def test_sample_is_generate_seen_from_inside(model: Model) -> None:
     steps = list(minisd.sample(model, PROMPT, seed=2, schedule="karras"))
     assert [step.i for step in steps] == [0, 1, 2, 3]
-    assert all(a.sigma > b.sigma for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.sigma > b.sigma for a, b in pairwise(steps))
     assert torch.equal(steps[-1].x, latent(model, seed=2, schedule="karras"))
     assert not any(step.x.requires_grad or step.denoised.requires_grad for step in steps)
     assert torch.is_grad_enabled()
@@ -117,7 +118,7 @@ def test_other_sizes(model: Model) -> None:
 
 def test_a_researchers_own_sampler_and_schedule(model: Model) -> None:
     def euler_by_hand(denoise, x, plan, noise=None):
-        for i, (s, s_next) in enumerate(zip(plan.sigmas, plan.sigmas[1:], strict=False)):
+        for i, (s, s_next) in enumerate(pairwise(plan.sigmas)):
             denoised = denoise(x, s)
             x = x + (x - denoised) / s * (s_next - s)
             yield minisd.diffusion.samplers.Step(i, s, x, denoised)

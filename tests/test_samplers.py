@@ -268,7 +268,7 @@ def test_names() -> None:
     assert tuple(SAMPLERS) == SAMPLER_NAMES
     assert get_sampler("heun") is SAMPLERS["heun"]
     with pytest.raises(
-        ValueError, match="unknown sampler 'dpm': did you mean ddpm[?] choose from ddim, ddpm, euler, euler_a, heun"
+        ValueError, match=r"unknown sampler 'dpm': did you mean ddpm[?] choose from ddim, ddpm, euler, euler_a, heun"
     ):
         get_sampler("dpm")
 

@@ -225,5 +225,5 @@ def test_exact_networks_agree(kind: str) -> None:
 def test_prediction_names() -> None:
     assert tuple(PREDICTION) == PREDICTION_NAMES
     plan = Plan(torch.ones(2), torch.ones(1), 1.0, TABLE)
-    with pytest.raises(ValueError, match="unknown prediction 'epsilon': choose from eps, v, x0"):
+    with pytest.raises(ValueError, match=r"unknown prediction 'epsilon': did you mean eps[?] choose from eps, v, x0"):
         denoiser(lambda x, t: x, plan, "epsilon")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,7 +119,7 @@ def test_schedule_warms_up_and_falls_to_zero() -> None:
     rates = [schedule(step, recipe) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:60] == [1.0] * 51
-    assert all(b < a for a, b in zip(rates[60:], rates[61:], strict=False))
+    assert all(b < a for a, b in pairwise(rates[60:]))
     assert rates[99] == pytest.approx(1 / 40)
 
 

@@ -1,0 +1,145 @@
+"""The model that ships: whole, small enough, and it draws what it is told."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+
+import minisd
+from minisd.image import to_tensor
+from minisd.pipeline import Model
+from minisd.train.evaluate import CATEGORIES, prompts, score, wilson
+from minisd.weights.folder import BUNDLED, sha256
+from minisd.world.draw import render
+from minisd.world.oracle import judge, read
+from minisd.world.scenes import HELD_OUT, Object, Scene, recipe, reserved
+
+ROOT = Path(__file__).parent.parent
+PROMPT = "a large red circle to the left of a small blue square on a white background"
+SCENE = Scene(
+    (Object("circle", "red", "large", 0.3, 0.5, 0.4), Object("square", "blue", "small", 0.8, 0.5, 0.2)),
+    "white",
+    "to the left of",
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return minisd.load(device="cpu")
+
+
+def test_files_are_those_of_the_index() -> None:
+    index = json.loads((BUNDLED / "index.json").read_text())
+    files = {str(p.relative_to(BUNDLED)) for p in BUNDLED.rglob("*") if p.is_file()} - {"index.json"}
+    assert set(index["sha256"]) == files
+    assert {name: sha256(BUNDLED / name) for name in files} == index["sha256"]
+    assert set(index["made"]["stages"]) == {"clip", "vae", "unet"}
+    assert sum((BUNDLED / name).stat().st_size for name in files) <= 24e6
+
+
+def test_it_is_the_recipes_model(model: Model) -> None:
+    """The bundled config is the preset but for the scale factor that the VAE stage measured."""
+    preset = json.loads((ROOT / "configs/mini.json").read_text())
+    bundled = model.config.to_dict()
+    preset["vae"]["scale_factor"] = bundled["vae"]["scale_factor"]
+    assert bundled == preset
+
+
+def test_fp32_on_a_cpu(model: Model) -> None:
+    assert model.runtime.dtype == torch.float32
+    assert {p.dtype for part in (model.text, model.unet, model.vae) for p in part.parameters()} == {torch.float32}
+
+
+def test_the_readmes_picture_is_right(model: Model) -> None:
+    pictures = minisd.generate(model, PROMPT, seed=0, num_images=4)
+    verdicts = [judge(read(picture), SCENE) for picture in pictures]
+    assert sum(verdict["all"] for verdict in verdicts) >= 3, verdicts
+
+
+@pytest.mark.parametrize("category", ["one object", "two objects", "held-out pair"])
+def test_fidelity_has_not_fallen(model: Model, category: str) -> None:
+    """A quick look, 24 prompts: far below the full score of weights.md it can only fall when something broke."""
+    pairs = prompts(category, 24, seed=1)
+    drawn = minisd.generate(model, [prompt for prompt, _ in pairs], seed=1, batch_size=8)
+    assert score(category, pairs, drawn).right["all"] >= FLOORS[category]
+
+
+FLOORS = {"one object": 18, "two objects": 12, "held-out pair": 14}
+
+
+def test_evaluation_prompts_were_never_trained_on() -> None:
+    for category, (split, objects) in CATEGORIES.items():
+        pairs = prompts(category, 100, seed=0)
+        assert len({prompt for prompt, _ in pairs}) == 100
+        for _, scene in pairs:
+            assert len(scene.objects) == objects
+            pair_held_out = any((o.shape, o.colour) in HELD_OUT for o in scene.objects)
+            assert pair_held_out if split == "held_out" else reserved(recipe(scene)) and not pair_held_out
+
+
+def test_real_renders_score_full_marks() -> None:
+    pairs = prompts("two objects", 100, seed=2)
+    assert score("two objects", pairs, [render(scene) for _, scene in pairs]).right["all"] >= 99
+
+
+def test_wilson_interval() -> None:
+    """Against the closed values of Wilson's formula at 95 %."""
+    assert wilson(270, 300) == pytest.approx((0.8609, 0.9290), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(10, 10)[1] == 1.0
+
+
+def test_a_larger_batch_changes_next_to_nothing(model: Model) -> None:
+    alone, together = (
+        torch.cat([to_tensor(p) for p in minisd.generate(model, PROMPT, num_images=4, batch_size=n, sampler="euler_a")])
+        for n in (1, 4)
+    )
+    levels = ((alone - together) * 127.5).round().abs()
+    assert levels.max() <= 1
+    assert (levels > 0).float().mean() <= 1e-4
+
+
+def test_half_as_many_steps_draw_nearly_the_same(model: Model) -> None:
+    """The solver converges: 40 steps stand nearer to 80 than 10 do."""
+    few, more, most = (
+        minisd.generate(model, PROMPT, seed=3, output="latent", steps=n, cfg_scale=1.0) for n in (10, 40, 80)
+    )
+    assert (more - most).abs().mean() < 0.5 * (few - most).abs().mean()
+
+
+def test_the_walkthrough_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own last cell asserts that the steps by hand give `generate`'s picture."""
+    result = runpy.run_path(str(ROOT / "docs/walkthrough.py"))
+    assert judge(read(result["picture"]), SCENE)["count"]
+    assert "(b, m, l, d)" in capsys.readouterr().out
+
+
+def test_the_wheel_draws_elsewhere(tmp_path: Path) -> None:
+    """Built, installed into another environment and run there, away from the checkout."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    # The new environment borrows the heavy libraries of this one, but not its minisd.
+    venv.create(tmp_path / "venv", with_pip=False)
+    site = next((tmp_path / "venv/lib").glob("python*/site-packages"))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True
+    )
+    libraries = next(p for p in map(Path, sys.path) if (p / "torch").is_dir())
+    (site / "borrowed.pth").write_text(f"{libraries}\n")
+    python = tmp_path / "venv/bin/python"
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    command = [str(python), "-m", "minisd", "generate", PROMPT, "--seed", "0", "--steps", "4", "-o", "picture.png"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["picture.png"]
+    where = [str(python), "-c", "import minisd; print(minisd.__file__)"]
+    home = subprocess.run(where, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) in home
+    assert (site / "minisd/configs/train/mini.toml").is_file()
