@@ -275,6 +275,8 @@ def test_bad_input_is_one_line_and_exit_2_before_any_model(
         ("generate x --model {bad}/html", "web page"),
         ("generate x --model {bad}/short", "cut short"),
         ("generate x -o {bad}/taken.png", "--overwrite"),
+        ("generate x -o /proc/a.png", "/proc/a.png: "),
+        ("generate x -o {bad}/{long}.png", "too long"),
         ("train unet --out {bad}/run", "minisd train clip"),
         ("train vae --out {bad}/run", "--resume"),
     ],
@@ -282,7 +284,7 @@ def test_bad_input_is_one_line_and_exit_2_before_any_model(
 def test_the_one_line_shows_the_way_out(
     line: str, hint: str, tiny_model: Path, bad_files: Path, no_loading: None, capsys: pytest.CaptureFixture
 ) -> None:
-    argv = line.format(bad=bad_files).split()
+    argv = line.format(bad=bad_files, long="n" * 300).split()
     assert main(argv if "--model" in argv or argv[0] == "train" else [*argv, "--model", str(tiny_model)]) == 2
     assert hint in capsys.readouterr().err
 
@@ -311,12 +313,13 @@ def test_help_and_wrong_names_do_not_import_torch() -> None:
     lines += ["generate x --sampler nope", "train nope", "generate x --model nowhere", "generate x --seed x"]
     done = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 0, 2, 2, 2, 2] set()"
+    assert done.stdout.isascii()  # any terminal can show it
     assert "--clip-skip" in done.stdout and f"minisd {minisd.__version__}" in done.stdout
 
 
 def test_every_name_the_help_offers_is_known_to_the_library() -> None:
-    assert tuple(NEEDS) == tuple(STAGES)
-    assert command.DTYPES == DTYPE_NAMES
+    assert list(NEEDS) == list(STAGES)
+    assert list(command.DTYPES) == list(DTYPE_NAMES)
     assert tuple(FORMATS) == command.SUFFIXES
     assert set(SAMPLER_LABELS) == set(SAMPLER_NAMES)
     assert set(SCHEDULE_LABELS) == set(SCHEDULE_NAMES)
@@ -376,12 +379,12 @@ def test_every_flag_reaches_the_picture(draw) -> None:
 
 
 def test_the_seed_is_printed_stored_and_enough_to_draw_again(draw, tiny_model, capsys) -> None:
-    assert main(["generate", "x", "--model", str(tiny_model), "--seed", "-1"]) == 0
+    assert main(["generate", "x", "--model", str(tiny_model), "--seed", "-1", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     (seed,) = re.findall(r"^seed (\d+)$", err, re.M)
     path = Path(out.strip())
     assert recipe(path)["seed"] == int(seed) and path.name == f"00000-{seed}.png"
-    assert re.search(r"^(cpu|cuda)\S* (fp32|bf16|fp16): \w+", err, re.M)
+    assert re.search(r"^cpu fp32: \w+", err, re.M)
     assert "4/4" in err
     (again,) = draw("x", "--seed", seed)
     assert pixels(again) == pixels(path)

@@ -59,7 +59,7 @@ def usage() -> str:
     lines = [f"  {name:10} {what}" for name, what in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: minisd COMMAND …",
+            "usage: minisd COMMAND ...",
             "",
             "Text to image from scratch, with a trained model inside.",
             "",

@@ -107,7 +107,7 @@ def choice(what: str, names: Iterable[str]) -> Callable[[str], str]:
 def device(text: str) -> str:
     """auto, cpu, cuda or cuda:N. Whether it is there is for torch to say."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
-        said = f"unknown device {flat(repr(text), 60)}{near(text, ('auto', 'cpu', 'cuda'))}"
+        said = f"unknown device {flat(repr(text), 60)}"
         raise argparse.ArgumentTypeError(f"{said}; choose from auto, cpu, cuda, cuda:N")
     return text
 
@@ -132,7 +132,7 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         if isinstance(error, OSError) and error.strerror:
-            name = f"{error.filename}: " if error.filename else ""
+            name = f"{flat(error.filename, 200)}: " if error.filename else ""
             raise BadInput(f"{name}{error.strerror}") from error
         raise BadInput(str(error)) from error
 
