@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from .nn.conditioning import Conditioning
 from .nn.unet import UNet
 from .nn.vae import VAE
 from .runtime import ImageNoise, Runtime
-from .settings import Settings, resolve
+from .settings import Options, Settings, resolve
 from .text.encode import encode
 from .text.tokenizer import Tokenizer
 
@@ -86,7 +86,7 @@ def generate(
     latents: Tensor | None = None,
     output: str = "pil",
     progress: bool = False,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> list[Image] | Tensor:
     """Draw pictures.
 
@@ -100,7 +100,7 @@ def generate(
             "tensor" pixels (b, 3, H, W) in [-1, 1]. Tensors are float32 on the CPU.
         progress: show a bar on stderr.
         options: steps, cfg_scale, sampler, schedule, eta, seed, width, height, num_images, batch_size, clip_skip,
-            long_prompt, emphasis, guidance_rescale, guidance_interval, strength; see `minisd.settings.resolve`.
+            long_prompt, emphasis, guidance_rescale, guidance_interval, strength; see `minisd.settings.Options`.
 
     Raises:
         ValueError: something that does not fit, before anything is drawn.
@@ -132,7 +132,7 @@ def sample(
     image: Image | Tensor | None = None,
     mask: Image | Tensor | None = None,
     latents: Tensor | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Iterator[Step]:
     """The glass box: the same as `generate`, one `Step(i, sigma, x, denoised)` at a time, all images in one batch.
 

@@ -6,7 +6,7 @@ In: a `Config` and what the user said. Out: a frozen `Settings` that the pipelin
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, check, one_of
 
@@ -44,55 +44,63 @@ class Settings:
         return {k: getattr(v, "__name__", v) if callable(v) else v for k, v in fields.items()}
 
 
-def resolve(
-    config: Config,
-    *,
-    steps: int | None = None,
-    cfg_scale: float | None = None,
-    sampler: str | Callable | None = None,
-    schedule: str | Callable | None = None,
-    eta: float | None = None,
-    seed: int = 0,
-    width: int | None = None,
-    height: int | None = None,
-    num_images: int = 1,
-    batch_size: int | None = None,
-    clip_skip: int | None = None,
-    long_prompt: str | None = None,
-    emphasis: str | None = None,
-    guidance_rescale: float | None = None,
-    guidance_interval: tuple[float, float] | None = None,
-    strength: float | None = None,
-) -> Settings:
+class Options(TypedDict, total=False):
+    """What may be said of a call; whatever is left out, or None, is the model's own default."""
+
+    steps: int | None
+    cfg_scale: float | None  # guidance; 1 is the prompt alone
+    sampler: str | Callable | None  # a name, or a generator function of your own
+    schedule: str | Callable | None  # a name, or a function (table, steps) -> sigmas
+    eta: float | None  # fresh noise in each step, for ddim and euler_a
+    seed: int  # 0
+    width: int | None  # pixels
+    height: int | None
+    num_images: int  # 1, of each prompt
+    batch_size: int | None  # images at a time: 1 on a CPU, 8 on CUDA
+    clip_skip: int | None  # 1: the text encoder's last block, 2: the one before
+    long_prompt: str | None  # "truncate" (and say so) or "error"
+    emphasis: str | None  # "off": brackets are plain text
+    guidance_rescale: float | None  # 0 to 1
+    guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
+    strength: float | None  # 0 to 1, how far an image is drawn anew
+
+
+def resolve(config: Config, **options: Unpack[Options]) -> Settings:
     """Fill in the model's defaults and check every number.
 
     Raises:
         ValueError: the first thing that is wrong, with its value and the way out.
     """
-    default = config.defaults
+    unknown = sorted(set(options) - set(Options.__annotations__))
+    if unknown:
+        raise TypeError(f"unknown options {unknown}: choose from {', '.join(Options.__annotations__)}")
+    given = {key: value for key, value in options.items() if value is not None}
+
+    def said(key: str) -> Any:
+        return given.get(key, OWN.get(key, getattr(config.defaults, key, None)))
+
     settings = Settings(
-        steps=integer("steps", default.steps if steps is None else steps, 1, config.noise.steps),
-        cfg_scale=real("cfg_scale", default.cfg_scale if cfg_scale is None else cfg_scale, 0, 1000),
-        sampler=name("sampler", default.sampler if sampler is None else sampler, SAMPLER_NAMES),
-        schedule=name("schedule", default.schedule if schedule is None else schedule, SCHEDULE_NAMES),
-        eta=None if eta is None else real("eta", eta, 0, 1),
-        seed=integer("seed", seed, 0, MAX_SEED),
-        width=side("width", default.width if width is None else width, config.vae.factor),
-        height=side("height", default.height if height is None else height, config.vae.factor),
-        num_images=integer("num_images", num_images, 1, MAX_IMAGES),
-        batch_size=None if batch_size is None else integer("batch_size", batch_size, 1, MAX_IMAGES),
-        clip_skip=config.check_clip_skip(clip_skip),
-        long_prompt=name("long_prompt", long_prompt or "truncate", LONG_PROMPT_NAMES),
-        emphasis=name("emphasis", emphasis or "off", EMPHASIS_NAMES),
-        guidance_rescale=real(
-            "guidance_rescale", default.guidance_rescale if guidance_rescale is None else guidance_rescale, 0, 1
-        ),
-        guidance_interval=interval(guidance_interval),
-        strength=real("strength", 0.75 if strength is None else strength, 0, 1),
+        steps=integer("steps", said("steps"), 1, config.noise.steps),
+        cfg_scale=real("cfg_scale", said("cfg_scale"), 0, 1000),
+        sampler=name("sampler", said("sampler"), SAMPLER_NAMES),
+        schedule=name("schedule", said("schedule"), SCHEDULE_NAMES),
+        eta=None if said("eta") is None else real("eta", said("eta"), 0, 1),
+        seed=integer("seed", said("seed"), 0, MAX_SEED),
+        width=side("width", said("width"), config.vae.factor),
+        height=side("height", said("height"), config.vae.factor),
+        num_images=integer("num_images", said("num_images"), 1, MAX_IMAGES),
+        batch_size=None if said("batch_size") is None else integer("batch_size", said("batch_size"), 1, MAX_IMAGES),
+        clip_skip=config.check_clip_skip(said("clip_skip")),
+        long_prompt=name("long_prompt", said("long_prompt"), LONG_PROMPT_NAMES),
+        emphasis=name("emphasis", said("emphasis"), EMPHASIS_NAMES),
+        guidance_rescale=real("guidance_rescale", said("guidance_rescale"), 0, 1),
+        guidance_interval=interval(said("guidance_interval")),
+        strength=real("strength", said("strength"), 0, 1),
     )
     if settings.eta is not None and settings.sampler not in ETA_SAMPLERS and not callable(settings.sampler):
         raise ValueError(f"eta means nothing to the sampler {settings.sampler}: it is for {', '.join(ETA_SAMPLERS)}")
-    check(settings.seed + num_images - 1 <= MAX_SEED, f"seed {seed} + {num_images} images goes beyond {MAX_SEED}")
+    last = settings.seed + settings.num_images - 1
+    check(last <= MAX_SEED, f"seed {settings.seed} + {settings.num_images} images goes beyond {MAX_SEED}")
     return settings
 
 
@@ -137,3 +145,5 @@ def interval(value: Any) -> tuple[float, float] | None:
 
 
 ETA_SAMPLERS = ("ddim", "euler_a")
+# Defaults that are no model's own matter; the rest stand in its config.
+OWN = {"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "strength": 0.75}

@@ -121,6 +121,11 @@ def test_settings_refuse_and_name_the_value(options: dict, said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_an_unknown_option_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match=r"unknown options .*stepz"):
+        resolve(Config.load(CONFIGS / "mini.json"), stepz=3)
+
+
 def test_none_means_the_models_own() -> None:
     config = Config.load(CONFIGS / "mini.json")
     own = resolve(config, seed=0)

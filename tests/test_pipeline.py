@@ -11,12 +11,18 @@ import torch
 from PIL import Image
 
 import minisd
-from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
+from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, Config
+from minisd.diffusion.denoise import denoiser
+from minisd.diffusion.guidance import guided
+from minisd.diffusion.samplers import euler_a, final
+from minisd.diffusion.schedule import make_plan, noise_table
 from minisd.image import to_pil, to_tensor
 from minisd.pipeline import Model
 from minisd.runtime import ImageNoise, pick
-from minisd.weights.folder import WEIGHTS
+from minisd.text.encode import encode
+from minisd.weights.folder import WEIGHTS, modules
 
+CONFIGS = Path(__file__).parent.parent / "configs"
 PROMPT = "a red circle"
 
 
@@ -232,6 +238,24 @@ def test_a_model_folder_that_does_not_fit(tiny_model: Path, tmp_path: Path) -> N
         minisd.load(tmp_path)
     with pytest.raises(ValueError, match="there is no model at"):
         minisd.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("preset", ["sd15", "sdxl"])
+def test_the_whole_path_runs_on_another_device(preset: str, model: Model) -> None:
+    """On the meta device a stray CPU tensor raises: CUDA kept honest where there is none."""
+    config = Config.load(CONFIGS / f"{preset}.json")
+    with torch.device("meta"):
+        parts = modules(config)
+    tokenizers = [model.tokenizers[0]] * len(config.text)  # only the numbers matter, and those are not there
+    cond = encode(parts["text"], tokenizers, [PROMPT, ""], config, config.default_clip_skip, "truncate", (64, 64))
+    assert cond.context.shape == (2, model.tokenizers[0].config.max_length, config.unet.context_dim)
+    plan = make_plan(noise_table(config.noise), 2, "euler_a", "trailing")
+    denoise = denoiser(guided(parts["unet"], cond[:1], cond[1:], 5.0), plan, config.noise.prediction)
+    x = torch.empty(1, 4, 8, 8, device="meta")
+    for step in euler_a(denoise, x, plan, noise=lambda *_: torch.empty_like(x)):
+        x = step.x
+    assert parts["vae"].decode(final(x, plan)).shape == (1, 3, 64, 64)
+    assert parts["vae"].encode(torch.empty(1, 3, 64, 64, device="meta"))[0].shape == (1, 4, 8, 8)
 
 
 def test_pixels_round_and_clamp() -> None:

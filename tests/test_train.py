@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,10 +94,10 @@ def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str
     def cut_at_step_three(stage_object, out, resume, device) -> None:
         original = stage_object.loss
 
-        def loss(step):
+        def loss(step, part):
             if step == 3 and not resume:
                 raise Cut
-            return original(step)
+            return original(step, part)
 
         stage_object.loss = loss
         run(stage_object, out, resume, device)
@@ -107,6 +109,34 @@ def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str
     whole, pieces = (load_file(folder / f"{stage}.safetensors") for folder in (finished.folder, tmp_path))
     assert whole.keys() == pieces.keys()
     assert [key for key in whole if not torch.equal(whole[key], pieces[key])] == []
+
+
+def test_two_processes_train_as_one(finished: Run, tmp_path: Path) -> None:
+    """The same global batch shared by two processes gives the same losses and the same weights."""
+    for name in ("config.json", "clip.safetensors", "vae.safetensors", "latents.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+import torch
+from pathlib import Path
+from test_train import STAGES, Run, tiny_config, tiny_recipe
+torch.set_num_threads(1)
+STAGES["unet"](Run(tiny_recipe(), Path({str(tmp_path)!r}), tiny_config(), torch.device("cpu")))
+"""
+    (tmp_path / "job.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "job.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        [json.loads(line)["loss"] for line in (folder / "unet.jsonl").read_text().splitlines()]
+        for folder in (finished.folder, tmp_path)
+    )
+    assert two == pytest.approx(one, rel=2e-5)  # the log holds five digits
+    whole, shared = (load_file(folder / "unet.safetensors") for folder in (finished.folder, tmp_path))
+    for key in whole:
+        if key.startswith("model."):
+            assert torch.allclose(whole[key], shared[key], atol=1e-5), key
 
 
 def test_a_checkpoint_is_never_overwritten_by_accident(finished: Run) -> None:

@@ -59,7 +59,9 @@ class ClipStage:
     def groups(self) -> list[dict]:
         return [{"params": list(self.module.parameters()), "scale": 1.0}]
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
+        if part != slice(0, self.recipe.batch):  # the others' pictures are what a caption is told apart from
+            raise ValueError("the clip stage needs its whole batch in one process: start it without torchrun")
         logits, same = self.match(batch_indices(step, self.recipe.batch), "train", step)
         target = same / same.sum(dim=1, keepdim=True)  # scenes told alike are matches of each other
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -8,6 +8,8 @@ https://arxiv.org/abs/2312.02696
 """
 
 import json
+import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from PIL.Image import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -35,8 +38,8 @@ class Stage(Protocol):
     def groups(self) -> list[dict]:
         """Parameter groups, each with `params` and a `scale` of the learning rate."""
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one step and what else to log."""
+    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
+        """The loss on this process's part of a step's batch, and what else to log."""
 
     def grid(self) -> Image:
         """Pictures that show how far the module (now holding EMA weights) is."""
@@ -49,6 +52,7 @@ def run(stage: Stage, out: Path, resume: bool, device: torch.device) -> None:
         FileExistsError: there is a checkpoint and `resume` is False.
         RuntimeError: the loss was not finite ten times.
     """
+    rank, world = processes()
     out.mkdir(parents=True, exist_ok=True)
     recipe, path = stage.recipe, out / f"{stage.name}.safetensors"
     optimizer = torch.optim.AdamW(stage.groups(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
@@ -60,9 +64,12 @@ def run(stage: Stage, out: Path, resume: bool, device: torch.device) -> None:
             raise FileExistsError(f"{path} exists: add --resume to go on from it, or choose another --out")
         first = restore(path, named, ema, optimizer)
     autocast = torch.autocast(device.type, torch.bfloat16) if recipe.autocast else nullcontext()
-    bad = 0
-    bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=stage.name, unit="step")
-    with open(out / f"{stage.name}.jsonl", "a", encoding="utf-8") as log:
+    bad, chief = 0, rank == 0
+    share = recipe.batch // world
+    part = slice(rank * share, (rank + 1) * share)
+    steps = range(first, recipe.steps)
+    bar = tqdm(steps, initial=first, total=recipe.steps, desc=stage.name, unit="step", disable=not chief)
+    with open(out / f"{stage.name}.jsonl" if chief else os.devnull, "a", encoding="utf-8") as log:
         for step in bar:
             started = time.perf_counter()
             rate = recipe.lr * schedule(step, recipe)
@@ -70,27 +77,52 @@ def run(stage: Stage, out: Path, resume: bool, device: torch.device) -> None:
                 group["lr"] = rate * group["scale"]
             stage.module.train()
             with autocast:
-                loss, metrics = stage.loss(step)
-            if not torch.isfinite(loss):
+                loss, metrics = stage.loss(step, part)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            value = average(loss.detach(), named, world)
+            if not math.isfinite(value):
                 bad += 1
                 if bad >= 10:
                     raise RuntimeError(f"{stage.name}: the loss was not finite {bad} times, last at step {step}")
                 continue
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
             norm = nn.utils.clip_grad_norm_(named.values(), recipe.clip)
             optimizer.step()
             update_ema(ema, named, step, recipe.ema)
-            row = {"step": step, "loss": loss.item(), "lr": rate, "norm": norm.item(), **metrics}
+            row = {"step": step, "loss": value, "lr": rate, "norm": norm.item(), **metrics}
             row |= {"images": recipe.batch, "images_per_second": recipe.batch / (time.perf_counter() - started)}
             log.write(json.dumps({k: float(f"{v:.5g}") for k, v in row.items()}) + "\n")
             log.flush()
             bar.set_postfix(loss=f"{row['loss']:.4f}", img_s=f"{row['images_per_second']:.0f}")
             done = step + 1
-            if done % recipe.save_every == 0 or done == recipe.steps:
+            if chief and (done % recipe.save_every == 0 or done == recipe.steps):
                 save(path, named, ema, optimizer, done)
-            if done % recipe.grid_every == 0 or done == recipe.steps:
+            if chief and (done % recipe.grid_every == 0 or done == recipe.steps):
                 draw_grid(stage, ema, out / f"{stage.name}-{done:06d}.png")
+    if world > 1:
+        dist.barrier()  # nobody reads the checkpoint before it is written
+
+
+def processes() -> tuple[int, int]:
+    """Rank and number of processes; under torchrun they are joined here. On a CPU, one a core beats one with all."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), world) if world > 1 else (0, 1)
+
+
+def average(loss: Tensor, named: dict[str, nn.Parameter], world: int) -> float:
+    """The mean loss of all processes; their gradients become the mean too, in one message."""
+    if world == 1:
+        return loss.item()
+    gradients = [p.grad for p in named.values() if p.grad is not None]
+    message = torch.cat([loss.float().view(1), *(g.flatten() for g in gradients)])
+    dist.all_reduce(message)
+    message /= world
+    sizes = [g.numel() for g in gradients]
+    for gradient, mean in zip(gradients, message[1:].split(sizes), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+    return message[0].item()
 
 
 def schedule(step: int, recipe: StageRecipe) -> float:

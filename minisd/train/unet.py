@@ -53,7 +53,8 @@ class UnetStage:
             groups.append({"params": list(self.module["text"].parameters()), "scale": self.recipe.text_lr})
         return groups
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
+        # The whole batch is drawn by every process, so that its parts are the same however many share it.
         draw, b = generator(self.recipe.seed, step), self.recipe.batch
         chosen = torch.randint(len(self.latents), (b,), generator=draw)
         texts = captions([self.scenes[i] for i in chosen], self.recipe.seed, step)
@@ -61,14 +62,15 @@ class UnetStage:
         texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         # One time from each of b equal stretches of the table: every step sees all noise levels.
         t = ((torch.arange(b) + torch.rand(b, generator=draw)) / b * len(self.table.sigmas)).long()
-        return self.denoising_loss(self.latents[chosen].float(), texts, t, draw), {}
+        x0 = self.latents[chosen].float()
+        noise = torch.randn(x0.shape, generator=draw)
+        return self.denoising_loss(x0[part], texts[part], t[part], noise[part]), {}
 
-    def denoising_loss(self, x0: Tensor, texts: list[str], t: Tensor, draw: torch.Generator) -> Tensor:
+    def denoising_loss(self, x0: Tensor, texts: list[str], t: Tensor, noise: Tensor) -> Tensor:
         """Weighted squared error of the estimate of x0 (b, c, h, w) at table times t (b,)."""
         device = next(self.module.parameters()).device
-        noise = torch.randn(x0.shape, generator=draw).to(device)
         sigma = self.table.sigmas[t].float().to(device).view(-1, 1, 1, 1)
-        x0 = x0.to(device)
+        x0, noise = x0.to(device), noise.to(device)
         x = (x0 + sigma * noise) * c_in(sigma)
         context, _ = self.module["text"](self.tokenizer(texts).to(device))
         f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), Conditioning(context))
@@ -84,8 +86,8 @@ class UnetStage:
         x0 = self.vae.encode(pictures(seed, range(256), self.config.defaults.width, "test").to(device))[0]
         texts = [phrasings(scene)[0] for scene in unseen]
         t = ((torch.arange(256) + 0.5) / 256 * len(self.table.sigmas)).long()
-        draw = generator(seed, -1)
-        losses = [self.denoising_loss(x0[i::4].cpu(), texts[i::4], t[i::4], draw).item() for i in range(4)]
+        noise = torch.randn(x0.shape, generator=generator(seed, -1))
+        losses = [self.denoising_loss(x0[i::4], texts[i::4], t[i::4], noise[i::4]).item() for i in range(4)]
         print(f"unet: loss on 256 unseen scenes {sum(losses) / 4:.5f}")
         return grid(to_pil(self.vae.decode(self.draw(texts[:16]))), columns=8)
 

@@ -32,11 +32,12 @@ class VaeStage:
     def groups(self) -> list[dict]:
         return [{"params": list(self.module.parameters()), "scale": 1.0}]
 
-    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
         recipe = self.recipe
-        images = self.images(batch_indices(step, recipe.batch), "train")
+        images = self.images(batch_indices(step, recipe.batch)[part], "train")
         mean, logvar = self.module.encode(images)
-        noise = torch.randn(mean.shape, generator=generator(recipe.seed, step)).to(mean.device)
+        noise = torch.randn(recipe.batch, *mean.shape[1:], generator=generator(recipe.seed, step))
+        noise = noise[part].to(mean.device)
         mean, logvar = mean.float(), logvar.float()
         out = self.module.decode(mean + noise * (logvar / 2).exp()).float()
         pixel = F.l1_loss(out, images)
