@@ -252,7 +252,7 @@ def test_the_whole_path_runs_on_another_device(preset: str, model: Model) -> Non
     plan = make_plan(noise_table(config.noise), 2, "euler_a", "trailing")
     denoise = denoiser(guided(parts["unet"], cond[:1], cond[1:], 5.0), plan, config.noise.prediction)
     x = torch.empty(1, 4, 8, 8, device="meta")
-    for step in euler_a(denoise, x, plan, noise=lambda *_: torch.empty_like(x)):
+    for step in euler_a(denoise, x, plan, noise=lambda *_: torch.empty(1, 4, 8, 8, device="meta")):
         x = step.x
     assert parts["vae"].decode(final(x, plan)).shape == (1, 3, 64, 64)
     assert parts["vae"].encode(torch.empty(1, 3, 64, 64, device="meta"))[0].shape == (1, 4, 8, 8)

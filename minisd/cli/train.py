@@ -1,6 +1,7 @@
 """`minisd train STAGE`: tokenizer, clip, vae, unet, export, one after another into one run folder."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def run(argv: Sequence[str]) -> int:
 
         with refusing():
             chosen, reason = pick_device(args.device)
+        if chosen.type == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: one device a process
+            chosen = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if args.threads:
             torch.set_num_threads(args.threads)
         say(f"{chosen}: {reason}; {args.stage} by {args.recipe} into {args.out}")
