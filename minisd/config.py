@@ -153,6 +153,7 @@ class Defaults:
     steps_offset: int = 1  # added to the times of `leading` spacing (SD folders: 1)
     final_table_sigma: bool = True  # ddim ends on the table's first sigma (set_alpha_to_one = False)
     guidance_rescale: float = 0.0
+    zero_negative: bool = False  # no negative prompt: zeros in place of the encoded "" (SDXL folders)
 
     def __post_init__(self) -> None:
         one_of("sampler", self.sampler, SAMPLER_NAMES)

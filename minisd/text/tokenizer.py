@@ -5,16 +5,84 @@ transformers hands back a two-token tokenizer without a word when files are miss
 Sennrich et al. 2016 (BPE), https://arxiv.org/abs/1508.07909
 """
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import TextConfig
+from ..config import TextConfig, check
 
 FILES = ("vocab.json", "merges.txt")
+JOINED = "tokenizer.json"  # both in one, as transformers 5 writes them
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+MAX_BYTES = 20_000_000
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a tokenizer folder holds: the ids of tokens, the merges in order, and the three special ids."""
+
+    ids: dict[str, int]
+    merges: list[tuple[str, str]]
+    bos_id: int
+    eos_id: int
+    pad_id: int
+
+
+def read_vocabulary(folder: str | Path) -> Vocabulary:
+    """Read a tokenizer folder in either form: vocab.json and merges.txt, or tokenizer.json.
+
+    Raises:
+        ValueError: files are missing or are not what their names say.
+    """
+    folder = Path(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    joined = (folder / JOINED).is_file()
+    check(joined or not missing, f"the tokenizer folder {folder} lacks {', '.join(missing)}")
+    try:
+        ids, merges = read_joined(folder / JOINED) if missing else read_pair(*(folder / name for name in FILES))
+        ok = all(isinstance(i, int) for i in ids.values()) and all(len(pair) == 2 for pair in merges)
+        check(ok, "an id is not a number, or a merge not a pair")
+        bos, eos = (ids[token] for token in SPECIAL)
+        return Vocabulary(ids, merges, bos, eos, ids.get(pad_token(folder), eos))
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {reason}") from error
+
+
+def read_pair(vocab: Path, merges: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The older form. The first line of merges.txt names a version."""
+    lines = read_text(merges).split("\n")
+    return json.loads(read_text(vocab)), [
+        tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")
+    ]
+
+
+def read_joined(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The newer form. A merge is a pair, or a string in files of before 2024."""
+    data = json.loads(read_text(path))
+    added = {token["content"]: token["id"] for token in data.get("added_tokens", [])}
+    merges = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in data["model"]["merges"]]
+    return {**data["model"]["vocab"], **added}, merges
+
+
+def pad_token(folder: Path) -> str:
+    """The token that fills a row up; transformers lets special_tokens_map.json win over tokenizer_config.json."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            token = json.loads(read_text(folder / name)).get("pad_token")
+            if token is not None:
+                return token["content"] if isinstance(token, dict) else token
+    return SPECIAL[1]
+
+
+def read_text(path: Path) -> str:
+    """A text file of sensible size."""
+    check(path.stat().st_size <= MAX_BYTES, f"{path.name} has more than {MAX_BYTES} bytes")
+    return path.read_text(encoding="utf-8")
 
 
 class Tokenizer:
@@ -27,12 +95,9 @@ class Tokenizer:
     def __init__(self, folder: str | Path, config: TextConfig) -> None:
         from transformers import CLIPTokenizer  # takes most of a second to import
 
-        folder = Path(folder)
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if missing:
-            raise ValueError(f"the tokenizer folder {folder} lacks {', '.join(missing)}")
+        vocabulary = read_vocabulary(folder)
         self.config = config
-        self.bpe = CLIPTokenizer(vocab=str(folder / FILES[0]), merges=str(folder / FILES[1]))
+        self.bpe = CLIPTokenizer(vocab=vocabulary.ids, merges=vocabulary.merges)
         if len(self.bpe) != config.vocab_size:
             raise ValueError(
                 f"the tokenizer in {folder} has {len(self.bpe)} tokens, the text encoder {config.vocab_size}"

@@ -60,8 +60,10 @@ class UnetStage:
         texts = captions([self.scenes[i] for i in chosen], self.recipe.seed, step)
         dropped = torch.rand(b, generator=draw) < self.recipe.drop_prompt
         texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
-        # One time from each of b equal stretches of the table: every step sees all noise levels.
-        t = ((torch.arange(b) + torch.rand(b, generator=draw)) / b * len(self.table.sigmas)).long()
+        # One number from each of b equal stretches of 0..1: every step sees all noise levels. A power below 1 moves
+        # them towards high noise, where shapes and places are decided and most is left to learn.
+        u = (torch.arange(b) + torch.rand(b, generator=draw)) / b
+        t = (u**self.recipe.time_power * len(self.table.sigmas)).long()
         x0 = self.latents[chosen].float()
         noise = torch.randn(x0.shape, generator=draw)
         return self.denoising_loss(x0[part], texts[part], t[part], noise[part]), {}

@@ -9,7 +9,8 @@ is a dict of rules {start of a name: what it becomes}; `rename` walks through a 
 its own output again, so the order of the rules does not matter (with a chained str.replace it does).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +49,14 @@ def text_keys(config: TextConfig, prefix: str = "text_model.") -> Table:
 
 def table(kind: type[nn.Module], config: object, rules: Rules) -> Table:
     """Every tensor name of the network kind(config), renamed by the rules."""
+    return {name: rename(name, rules) for name in names(kind, config)}
+
+
+@cache
+def names(kind: type[nn.Module], config: object) -> tuple[str, ...]:
+    """The tensor names of the network kind(config), which is built once."""
     with torch.device("meta"):
-        names = kind(config).state_dict()
-    return {name: rename(name, rules) for name in names}
+        return tuple(kind(config).state_dict())
 
 
 def rename(name: str, rules: Rules) -> str:
@@ -105,19 +111,23 @@ def to_theirs(
 def carry(tensors: Mapping[str, Tensor], names: Table, like: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Rename by `names` {old: new} and bring into the shapes of `like` {new: tensor}; strict."""
     shapes = {old: (tensors[old] if like is None else like[new]).shape for old, new in names.items() if old in tensors}
-    faults = {
-        "missing": [old for old in names if old not in tensors],
-        "unexpected": [old for old in tensors if old not in names],
-        "of another shape": [
-            f"{old} {tuple(tensors[old].shape)} instead of {tuple(shape)}"
-            for old, shape in shapes.items()
-            if flat(tensors[old].shape) != flat(shape)
-        ],
-    }
-    told = [f"{len(found)} {fault} ({first(found)})" for fault, found in faults.items() if found]
+    told = [f"{len(found)} {kind} ({first(found)})" for kind, found in faults(tensors, names, shapes).items() if found]
     if told:
         raise ValueError("the tensors do not fit the model: " + "; ".join(told))
     return {names[old]: tensors[old].reshape(shape) for old, shape in shapes.items()}
+
+
+def faults(tensors: Mapping[str, Tensor], names: Collection[str], shapes: Mapping[str, torch.Size]) -> dict[str, list]:
+    """What keeps tensors from being all of `names`, and nothing else, in these shapes: kind of fault -> names."""
+    return {
+        "missing": [name for name in names if name not in tensors],
+        "unexpected": [name for name in tensors if name not in names],
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} instead of {tuple(shape)}"
+            for name, shape in shapes.items()
+            if name in tensors and flat(tensors[name].shape) != flat(shape)
+        ],
+    }
 
 
 def first(found: list[str]) -> str:
