@@ -92,7 +92,7 @@ def generate(
 
     Args:
         prompt: one, or a list; each is drawn `num_images` times. Image i of the call has seed + i.
-        negative_prompt: what to lead away from; None: the model's own rule (here: the empty prompt).
+        negative_prompt: what to lead away from; None: the model's own rule (the empty prompt; SDXL folders: zeros).
         image: start from this picture (img2img) as far as `strength` says.
         mask: with `image`: white is drawn anew, black stays.
         latents: unit-variance noise (b, c, h, w) in place of the seeded one.
@@ -158,6 +158,8 @@ class Job:
     ) -> None:
         self.model, self.settings, self.latents = model, settings, latents
         self.prompts, self.negatives = pair(prompt, negative_prompt, settings.num_images)
+        # The model's own rule for no negative prompt: most encode "", SDXL's folders ask for zeros.
+        self.zero_negative = negative_prompt is None and model.config.defaults.zero_negative
         self.seeds = [settings.seed + i for i in range(len(self.prompts))]
         factor = model.config.vae.factor
         self.shape = (model.config.unet.out_channels, settings.height // factor, settings.width // factor)
@@ -196,6 +198,8 @@ class Job:
         noise = ImageNoise(self.seeds[batch], self.shape, model.runtime.device)
         x = self.start(batch, noise)
         cond, uncond = self.encode(self.prompts[batch]), self.encode(self.negatives[batch])
+        if self.zero_negative:
+            uncond = without_text(uncond, model.config.text[-1].projection)
         interval = table_times(s.guidance_interval, model.config.noise.steps)
         predict = guided(model.unet, cond, uncond, s.cfg_scale, s.guidance_rescale, interval)
         denoise = denoiser(predict, self.plan, model.config.noise.prediction)
@@ -250,7 +254,7 @@ class Job:
         dtype = str(runtime.dtype).removeprefix("torch.")
         return {
             "prompt": self.prompts[i],
-            "negative_prompt": self.negatives[i],
+            "negative_prompt": None if self.zero_negative else self.negatives[i],
             **self.settings.to_dict(),
             "seed": self.seeds[i],
             **self.model.origin,
@@ -276,6 +280,14 @@ def pair(prompt: str | Sequence[str], negative: str | Sequence[str] | None, n: i
     for text in (*prompts, *negatives):
         check(isinstance(text, str), f"a prompt must be text, not {text!r}")
     return [p for p in prompts for _ in range(n)], [p for p in negatives for _ in range(n)]
+
+
+def without_text(cond: Conditioning, pooled: int) -> Conditioning:
+    """Zeros in place of the context and of the vector's first `pooled` numbers; the sizes behind them stay."""
+    vector = None if cond.vector is None else cond.vector.clone()
+    if vector is not None:
+        vector[:, :pooled] = 0
+    return Conditioning(torch.zeros_like(cond.context), vector, cond.concat)
 
 
 def keep_outside(mask: Tensor, original: Tensor, denoise: Denoise) -> Denoise:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 
+import minisd
 from minisd.config import Config, NoiseConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.diffusion.denoise import denoiser
 from minisd.diffusion.guidance import guided
@@ -185,6 +186,21 @@ def test_a_folder_draws_what_diffusers_draws(case: Callable[[str], Case], family
     model = load_foreign(one.folder, dtype="fp32")
     assert model.config.defaults.sampler == scheduler.split()[0]
     assert deviation(ours(one, model), theirs(one)) < TOL
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_no_negative_prompt_follows_the_folders_rule(case: Callable[[str], Case], family: str) -> None:
+    """SD 1.x encodes the empty prompt, SDXL takes zeros; the empty prompt said aloud is another picture there."""
+    one = case(family)
+    one.schedule("ddim")
+    model = minisd.load(one.folder, dtype="fp32")
+    size = {"height": 16, "width": 16, "latents": latents(one)}
+    options = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "latent"}
+    wanted = one.pipe("a red circle", **size, **options).images
+    own = {"steps": STEPS, "cfg_scale": 4.0, "output": "latent"}
+    assert deviation(generate(model, "a red circle", **size, **own), wanted) < TOL
+    aloud = generate(model, "a red circle", negative_prompt="", **size, **own)
+    assert (deviation(aloud, wanted) < TOL) == (family == "sd1")
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpmpp_2m"])

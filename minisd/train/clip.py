@@ -5,6 +5,8 @@ Radford et al. 2021, https://arxiv.org/abs/2103.00020
 """
 
 import math
+import random
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from ..config import TextConfig
 from ..nn.clip import Block, CLIPText
 from ..text.tokenizer import Tokenizer
-from ..world.scenes import Scene, recipe
+from ..world.scenes import HELD_OUT, INVERSE, SHAPES, Scene, recipe, reserved
 from .data import batch_indices, captions, pictures, scenes
 from .recipe import ClipRecipe
 
@@ -62,39 +64,67 @@ class ClipStage:
     def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
         if part != slice(0, self.recipe.batch):  # the others' pictures are what a caption is told apart from
             raise ValueError("the clip stage needs its whole batch in one process: start it without torchrun")
-        logits, same = self.match(batch_indices(step, self.recipe.batch), "train", step)
-        target = same / same.sum(dim=1, keepdim=True)  # scenes told alike are matches of each other
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        hit = same.gather(1, logits.argmax(1, keepdim=True)).mean()
-        return loss, {"accuracy": hit.item()}
+        logits, same = self.match(batch_indices(step, self.recipe.batch), "train", step, self.recipe.lies)
+        b = self.recipe.batch
+        # A picture finds its caption among all, lies included; a caption finds its picture.
+        find_caption = F.cross_entropy(logits.T, (same / same.sum(dim=0)).T)
+        find_picture = F.cross_entropy(logits[:b], same[:b] / same[:b].sum(dim=1, keepdim=True))
+        hit = same.T.gather(1, logits.T.argmax(1, keepdim=True)).mean()
+        return (find_caption + find_picture) / 2, {"accuracy": hit.item()}
 
-    def match(self, indices: range, split: str, step: int) -> tuple[Tensor, Tensor]:
-        """Scaled similarities of every caption with every picture, and where the truth is the same."""
+    def match(self, indices: range, split: str, step: int, lies: int) -> tuple[Tensor, Tensor]:
+        """Scaled similarities of every caption (rows) with every picture (columns), and where the truth is the same.
+
+        After the pictures' own captions come up to `lies` near misses of each. Without them a tower learns a bag of
+        words: in a batch of random scenes colours and shapes are enough to find a match, and left and right, above
+        and below become one (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
+        """
         seed, device = self.recipe.seed, next(self.module.parameters()).device
         batch = scenes(seed, indices, split)
-        ids = self.tokenizer(captions(batch, seed, step)).to(device)
+        rng = random.Random(f"lies/{seed}/{split}/{step}")
+        told = batch + [lie for scene in batch for lie in near_misses(scene, rng)[:lies]]
+        ids = self.tokenizer(captions(told, seed, step)).to(device)
         images = pictures(seed, indices, self.size, split).to(device)
         _, text = self.module["text"](ids, pooled=True)
         image = self.module["image"](images)
         scale = self.module.log_scale.clamp(max=math.log(100)).exp()
         logits = scale * F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T
-        return logits, told_alike(batch).to(device)
+        return logits, told_alike(told, batch).to(device)
 
     def grid(self) -> Image:
         """Caption (rows) against picture (columns) of 64 unseen scenes: a bright diagonal is what one hopes for."""
-        logits, same = self.match(range(64), "test", 0)
+        logits, same = self.match(range(64), "test", 0, lies=0)
         accuracy = same.gather(1, logits.argmax(1, keepdim=True)).mean().item()
-        print(f"clip: unseen scenes found by their caption among 64: {accuracy:.3f}")
+        hard, true = self.match(range(64), "test", 0, lies=3)
+        told_apart = true.T.gather(1, hard.T.argmax(1, keepdim=True)).mean().item()
+        print(f"clip: 64 unseen scenes found by their caption {accuracy:.3f}, captions told from lies {told_apart:.3f}")
         gray = (255 * logits.softmax(dim=1)).clamp(0, 255).byte().cpu().numpy()
         from PIL import Image as Pictures
 
         return Pictures.fromarray(gray).resize((512, 512), Pictures.Resampling.NEAREST)
 
 
-def told_alike(batch: list[Scene]) -> Tensor:
-    """1 where two scenes have the same factors (b, b)."""
-    recipes = [recipe(scene) for scene in batch]
-    return torch.tensor([[float(a == b) for b in recipes] for a in recipes])
+def told_alike(told: list[Scene], shown: list[Scene]) -> Tensor:
+    """1 where what is told has the same factors as what is shown (told, shown)."""
+    recipes = [recipe(scene) for scene in shown]
+    return torch.tensor([[float(recipe(a) == b) for b in recipes] for a in told])
+
+
+def near_misses(scene: Scene, rng: random.Random) -> list[Scene]:
+    """Scenes that differ in one thing, in random order: the relation, one object's shape, whose colour or shape is
+    whose. None of them is held out or reserved, so that no word of theirs is learnt here."""
+    first, *rest = scene.objects
+    others = [s for s in SHAPES if s != first.shape]
+    found = [replace(scene, objects=(replace(first, shape=rng.choice(others)), *rest))]
+    if rest:
+        second = rest[0]
+        found.append(replace(scene, relation=INVERSE[scene.relation]))
+        for name in ("colour", "shape", "size"):
+            swapped = (replace(first, **{name: getattr(second, name)}), replace(second, **{name: getattr(first, name)}))
+            found.append(replace(scene, objects=swapped))
+    rng.shuffle(found)
+    allowed = [s for s in found if recipe(s) != recipe(scene) and not reserved(recipe(s))]
+    return [s for s in allowed if not any((o.shape, o.colour) in HELD_OUT for o in s.objects)]
 
 
 def initialise(text: CLIPText) -> CLIPText:

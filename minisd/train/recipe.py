@@ -40,6 +40,7 @@ class StageRecipe:
 class ClipRecipe(StageRecipe):
     """Contrastive training of a text tower and an image tower."""
 
+    lies: int = 3  # near misses told beside each true caption; 0: plain CLIP
     width: int = 128  # of the image tower
     layers: int = 3
     heads: int = 4
