@@ -15,6 +15,7 @@ import minisd
 from minisd.config import Config
 from minisd.text.tokenizer import Tokenizer
 from minisd.train import stages
+from minisd.train.export import unpack
 from minisd.train.loop import run, schedule, update_ema
 from minisd.train.recipe import Recipe, StageRecipe
 from minisd.train.stages import STAGES, Run
@@ -142,6 +143,25 @@ STAGES["unet"](Run(tiny_recipe(), Path({str(tmp_path)!r}), tiny_config(), torch.
 def test_a_checkpoint_is_never_overwritten_by_accident(finished: Run) -> None:
     with pytest.raises(FileExistsError, match="--resume"):
         STAGES["vae"](finished)
+
+
+def test_a_model_folder_can_be_trained_on(finished: Run, tmp_path: Path) -> None:
+    """Unpacked, the next stage starts at step 0 from the model's own weights."""
+    unpack(finished.folder / "model", tmp_path)
+    with pytest.raises(FileExistsError, match="--init"):
+        unpack(finished.folder / "model", tmp_path)
+    before = load_file(tmp_path / "unet.safetensors")
+    model = load_file(finished.folder / "model/model.safetensors")
+    assert torch.equal(before["model.unet.conv_in.weight"], model["unet.conv_in.weight"].float())
+    assert torch.equal(before["ema.text.final_norm.weight"], model["text.0.final_norm.weight"].float())
+    STAGES["unet"](dataclasses.replace(finished, folder=tmp_path, resume=True))
+    rows = [json.loads(line) for line in (tmp_path / "unet.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    after = load_file(tmp_path / "unet.safetensors")
+    moved = (after["model.unet.conv_in.weight"] - before["model.unet.conv_in.weight"]).abs().max()
+    assert 0 < moved < 0.1
+    with pytest.raises(ValueError, match="cannot be trained on: it lacks .* tensors .image"):
+        STAGES["clip"](dataclasses.replace(finished, folder=tmp_path, resume=True))
 
 
 def test_schedule_warms_up_and_falls_to_zero() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..config import Config, check
 from ..files import check_writable
 from ..train.recipe import Recipe
+from ..weights.find import find
 from .common import Parser, add_common, choice, device, notes, positive, refusing
 
 # What each stage finds in the run folder from the stages before it. The names stand here so that --help needs no torch.
@@ -35,6 +36,8 @@ def build_parser() -> Parser:
     parser.add_argument("--recipe", type=Path, default=default_recipe(), metavar="FILE", help=recipe)
     out = "the run folder (default: runs/mini)"
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), metavar="FOLDER", help=out)
+    start = "a model folder, or mini: train on from its weights in a new run folder"
+    parser.add_argument("--init", metavar="MODEL", help=start)
     parser.add_argument("--resume", action="store_true", help="go on from the stage's checkpoint")
     parser.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
@@ -54,6 +57,11 @@ def run(argv: Sequence[str]) -> int:
     args = build_parser().parse(argv)
     with notes(args) as say:
         with refusing():
+            if args.init:
+                from ..train.export import unpack
+
+                unpack(find(args.init), args.out)
+                args.resume = True
             recipe, base = checked(args)
 
         import torch

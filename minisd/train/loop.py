@@ -154,6 +154,9 @@ def restore(path: Path, named: dict, ema: dict, optimizer: torch.optim.Optimizer
     """Fill weights, EMA and optimizer from a checkpoint; returns the step to go on with."""
     with safe_open(path, "pt") as file, torch.no_grad():
         keys = set(file.keys())
+        missing = [name for name in named if f"model.{name}" not in keys]
+        if missing:
+            raise ValueError(f"{path} cannot be trained on: it lacks {len(missing)} tensors ({missing[0]}, ...)")
         for name, p in named.items():
             p.copy_(file.get_tensor(f"model.{name}"))
             ema[name].copy_(file.get_tensor(f"ema.{name}"))
