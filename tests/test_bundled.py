@@ -116,7 +116,7 @@ def test_half_as_many_steps_draw_nearly_the_same(model: Model) -> None:
 def test_the_walkthrough_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """Its own last cell asserts that the steps by hand give `generate`'s picture."""
     result = runpy.run_path(str(ROOT / "docs/walkthrough.py"))
-    assert judge(read(result["picture"]), SCENE)["count"]
+    assert judge(read(result["picture"]), SCENE)["background"]
     assert "(b, m, l, d)" in capsys.readouterr().out
 
 
