@@ -6,12 +6,14 @@ import runpy
 import subprocess
 import sys
 import venv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import minisd
+from minisd.config import Config
 from minisd.image import to_tensor
 from minisd.pipeline import Model
 from minisd.train.evaluate import CATEGORIES, prompts, score, wilson
@@ -45,10 +47,9 @@ def test_files_are_those_of_the_index() -> None:
 
 def test_it_is_the_recipes_model(model: Model) -> None:
     """The bundled config is the preset but for the scale factor that the VAE stage measured."""
-    preset = json.loads((ROOT / "configs/mini.json").read_text())
-    bundled = model.config.to_dict()
-    preset["vae"]["scale_factor"] = bundled["vae"]["scale_factor"]
-    assert bundled == preset
+    preset = Config.load(ROOT / "configs/mini.json")
+    measured = replace(preset.vae, scale_factor=model.config.vae.scale_factor)
+    assert model.config == replace(preset, vae=measured)
 
 
 def test_fp32_on_a_cpu(model: Model) -> None:
