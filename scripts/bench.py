@@ -20,7 +20,8 @@ def one(folder: str, threads: int) -> tuple[float, float]:
     command = [sys.executable, "-m", "minisd", "generate", PROMPT, "--seed", "0", "--outdir", folder, "-q"]
     environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     started = time.perf_counter()
-    pid = os.posix_spawn(sys.executable, command, environment)
+    quiet = [(os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0) for stream in (1, 2)]
+    pid = os.posix_spawn(sys.executable, command, environment, file_actions=quiet)
     _, status, usage = os.wait4(pid, 0)
     if status:
         raise SystemExit(f"minisd generate failed with status {status}")
