@@ -50,6 +50,10 @@ class Model:
         """The noise table the UNet was trained on."""
         return noise_table(self.config.noise)
 
+    def batch_size(self, asked: int | None) -> int:
+        """Images at a time. On a CPU one: the picture of seed + i is then the same in every call, bit for bit."""
+        return asked or (1 if self.runtime.device.type == "cpu" else 8)
+
     @torch.no_grad()
     def encode(
         self,
@@ -175,12 +179,8 @@ class Job:
         return len(self.prompts)
 
     def batches(self) -> list[slice]:
-        """How the images are taken together.
-
-        On a CPU one at a time: the picture of seed + i is then the same in every call, bit for bit.
-        """
-        on_cpu = self.model.runtime.device.type == "cpu"
-        size = self.settings.batch_size or (1 if on_cpu else min(len(self), 8))
+        """How the images are taken together."""
+        size = self.model.batch_size(self.settings.batch_size)
         return [slice(i, min(i + size, len(self))) for i in range(0, len(self), size)]
 
     def make_plan(self) -> Plan:

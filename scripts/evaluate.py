@@ -1,6 +1,6 @@
 """Prompt fidelity of a model on prompts it never saw, judged by the world's oracle.
 
-python scripts/evaluate.py                          # the bundled model, 300 prompts a category, about 6 minutes
+python scripts/evaluate.py                          # the bundled model, 300 prompts a category
 python scripts/evaluate.py -m runs/mini/model --count 100 --steps 10 --sheet sheet.png
 """
 

@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> int:
         model = load_model(args, say)
         print(f"seed {settings.seed}", file=sys.stderr, flush=True)  # even with --quiet
         started = time.perf_counter()
-        for first in range(0, settings.num_images, batch_size(settings, model)):
+        for first in range(0, settings.num_images, model.batch_size(settings.batch_size)):
             draw(args, settings, model, first)
         count = f"{settings.num_images} pictures" if settings.num_images > 1 else "1 picture"
         say(f"{count} in {time.perf_counter() - started:.1f} s")
@@ -170,17 +170,12 @@ def load_model(args: argparse.Namespace, say: Callable[[str], None]) -> Any:
         return load(args.model, args.device, args.dtype)
 
 
-def batch_size(settings: Settings, model: Any) -> int:
-    """Pictures drawn at a time; each lot is saved before the next begins."""
-    return settings.batch_size or (1 if model.runtime.device.type == "cpu" else 8)
-
-
 def draw(args: argparse.Namespace, settings: Settings, model: Any, first: int) -> None:
     """Draw one lot of pictures, from number `first` on, and print their paths."""
     from ..image import save
     from ..pipeline import generate
 
-    count = min(batch_size(settings, model), settings.num_images - first)
+    count = min(model.batch_size(settings.batch_size), settings.num_images - first)
     options = {name: getattr(args, name) for name in NUMBERS}
     options |= {"seed": settings.seed + first, "num_images": count, "batch_size": count}
     with refusing(ValueError):
