@@ -25,7 +25,7 @@ def explicit(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
 
 def weights(q: Tensor, k: Tensor, causal: bool = False) -> Tensor:
     """How much each query attends to each key: (b, m, n, l), rows sum to 1."""
-    score = einsum(q, k, "b m n d, b m l d -> b m n l") * q.shape[-1] ** -0.5
+    score = einsum(q * q.shape[-1] ** -0.5, k, "b m n d, b m l d -> b m n l")
     if causal:
         future = torch.ones(score.shape[-2:], dtype=torch.bool, device=score.device).triu(1)
         score = score.masked_fill(future, float("-inf"))
