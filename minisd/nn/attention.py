@@ -5,12 +5,15 @@ The core is an attribute of each module, so that teaching code can swap the fuse
 Vaswani et al. 2017, https://arxiv.org/abs/1706.03762
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
 KeyValue = tuple[Tensor, Tensor]  # keys and values, each (b, m, l, d)
+Core = Callable[..., Tensor]  # core(q, k, v, causal) -> (b, m, n, d)
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..files import atomic
+from ..nn.attention import Core, explicit, sdpa
 from .recipe import StageRecipe
 
 
@@ -55,7 +56,8 @@ def run(stage: Stage, out: Path, resume: bool, device: torch.device) -> None:
     rank, world = processes()
     out.mkdir(parents=True, exist_ok=True)
     recipe, path = stage.recipe, out / f"{stage.name}.safetensors"
-    optimizer = torch.optim.AdamW(stage.groups(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=recipe.weight_decay)
+    groups, decay = stage.groups(), recipe.weight_decay
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=decay, fused=True)
     named = {name: p for name, p in stage.module.named_parameters() if p.requires_grad}
     ema = {name: p.detach().clone() for name, p in named.items()}
     first = 0
@@ -63,6 +65,7 @@ def run(stage: Stage, out: Path, resume: bool, device: torch.device) -> None:
         if not resume:
             raise FileExistsError(f"{path} exists: add --resume to go on from it, or choose another --out")
         first = restore(path, named, ema, optimizer)
+    gradients = flat_gradients(named.values())
     autocast = torch.autocast(device.type, torch.bfloat16) if recipe.autocast else nullcontext()
     bad, chief = 0, rank == 0
     share = recipe.batch // world
@@ -78,15 +81,21 @@ def run(stage: Stage, out: Path, resume: bool, device: torch.device) -> None:
             stage.module.train()
             with autocast:
                 loss, metrics = stage.loss(step, part)
-            optimizer.zero_grad(set_to_none=True)
+            gradients.zero_()
             loss.backward()
-            value = average(loss.detach(), named, world)
+            gradients[0] = loss.detach()
+            if world > 1:
+                dist.all_reduce(gradients)
+                gradients /= world
+            value = gradients[0].item()
             if not math.isfinite(value):
                 bad += 1
                 if bad >= 10:
                     raise RuntimeError(f"{stage.name}: the loss was not finite {bad} times, last at step {step}")
                 continue
-            norm = nn.utils.clip_grad_norm_(named.values(), recipe.clip)
+            norm = gradients[1:].norm()
+            if norm > recipe.clip:
+                gradients *= recipe.clip / norm
             optimizer.step()
             update_ema(ema, named, step, recipe.ema)
             row = {"step": step, "loss": value, "lr": rate, "norm": norm.item(), **metrics}
@@ -111,18 +120,16 @@ def processes() -> tuple[int, int]:
     return (dist.get_rank(), world) if world > 1 else (0, 1)
 
 
-def average(loss: Tensor, named: dict[str, nn.Parameter], world: int) -> float:
-    """The mean loss of all processes; their gradients become the mean too, in one message."""
-    if world == 1:
-        return loss.item()
-    gradients = [p.grad for p in named.values() if p.grad is not None]
-    message = torch.cat([loss.float().view(1), *(g.flatten() for g in gradients)])
-    dist.all_reduce(message)
-    message /= world
-    sizes = [g.numel() for g in gradients]
-    for gradient, mean in zip(gradients, message[1:].split(sizes), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-    return message[0].item()
+def flat_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """One tensor (1 + all,) for the loss and every gradient: the `grad` of each parameter is made a view of it, in the
+    parameter's own layout. What many processes have to agree on is then one message, and no gradient is copied."""
+    parameters = list(parameters)
+    flat = torch.zeros(1 + sum(p.numel() for p in parameters), device=parameters[0].device)
+    start = 1
+    for p in parameters:
+        p.grad = flat[start : start + p.numel()].as_strided(p.shape, p.stride())
+        start += p.numel()
+    return flat
 
 
 def schedule(step: int, recipe: StageRecipe) -> float:
@@ -160,11 +167,13 @@ def restore(path: Path, named: dict, ema: dict, optimizer: torch.optim.Optimizer
         for name, p in named.items():
             p.copy_(file.get_tensor(f"model.{name}"))
             ema[name].copy_(file.get_tensor(f"ema.{name}"))
-            moments = ("step", "exp_avg", "exp_avg_sq")
             if f"adam.step.{name}" in keys:
-                optimizer.state[p] = {k: file.get_tensor(f"adam.{k}.{name}") for k in moments}
-                for k in moments[1:]:
-                    optimizer.state[p][k] = optimizer.state[p][k].to(p.device)
+                stored = {
+                    k: file.get_tensor(f"adam.{k}.{name}").to(p.device) for k in ("step", "exp_avg", "exp_avg_sq")
+                }
+                # The fused optimizer walks through memory: the moments must lie as the parameter does.
+                moments = {k: torch.empty_like(p).copy_(stored[k]) for k in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[p] = {"step": stored["step"], **moments}
         return int(file.metadata()["step"])
 
 
@@ -189,6 +198,11 @@ def draw_grid(stage: Stage, ema: dict[str, Tensor], path: Path) -> None:
             named[name].copy_(kept[name])
     with atomic(path) as temporary:
         image.save(temporary, "PNG")
+
+
+def fast_core() -> Core:
+    """The attention core to train with: on a CPU the fused one's backward pass takes 3 to 15 times as long in bf16."""
+    return sdpa if torch.cuda.is_available() else explicit
 
 
 def generator(seed: int, step: int) -> torch.Generator:

@@ -41,6 +41,8 @@ class ClipRecipe(StageRecipe):
     """Contrastive training of a text tower and an image tower."""
 
     lies: int = 3  # near misses told beside each true caption; 0: plain CLIP
+    sketch_steps: int = 0  # at first so many steps of the sketcher alone
+    sketch: float = 10.0  # weight of the sketcher's squared error beside the contrastive loss
     width: int = 128  # of the image tower
     layers: int = 3
     heads: int = 4

@@ -20,7 +20,7 @@ from ..diffusion.samplers import SAMPLERS, final
 from ..diffusion.schedule import make_plan, noise_table
 from ..files import atomic
 from ..image import grid, to_pil
-from ..nn.attention import Attention, explicit
+from ..nn.attention import Attention
 from ..nn.clip import CLIPText
 from ..nn.conditioning import Conditioning
 from ..nn.unet import UNet
@@ -28,7 +28,7 @@ from ..nn.vae import VAE
 from ..text.tokenizer import Tokenizer
 from ..world.captions import captions as phrasings
 from .data import captions, pictures, scenes
-from .loop import generator
+from .loop import fast_core, generator
 from .recipe import UnetRecipe
 
 
@@ -47,10 +47,9 @@ class UnetStage:
         unet = initialise(UNet(config.unet)).to(memory_format=torch.channels_last)
         text.requires_grad_(recipe.text_lr > 0)
         self.module = nn.ModuleDict({"unet": unet, "text": text})
-        if not torch.cuda.is_available():  # on a CPU the fused core's backward pass takes 3 to 15 times as long in bf16
-            for module in self.module.modules():
-                if isinstance(module, Attention):
-                    module.core = explicit
+        for module in self.module.modules():
+            if isinstance(module, Attention):
+                module.core = fast_core()
 
     def groups(self) -> list[dict]:
         groups = [{"params": list(self.module["unet"].parameters()), "scale": 1.0}]
