@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PROMPT ?= a large red circle to the left of a small blue square on a white background
 export PROMPT
 
-.PHONY: image test lint bench evaluate train clean
+.PHONY: image test lint bench parity fuzz evaluate train clean
 image: .venv/ready            ## draw PROMPT with the bundled model and print the picture's path
 	@$(BIN)/minisd generate "$$PROMPT"
 
@@ -20,6 +20,12 @@ lint: .venv/ready-dev
 
 bench: .venv/ready            ## seconds and memory of one picture, process start included
 	$(BIN)/python scripts/bench.py
+
+parity: .venv/ready-dev       ## full-size networks against diffusers: half an hour, 24 GB of memory, 45 GB of disk
+	$(BIN)/python scripts/parity.py
+
+fuzz: .venv/ready-dev         ## 22,000 damaged model files and configs
+	$(BIN)/python scripts/fuzz.py
 
 evaluate: .venv/ready         ## prompt fidelity of the bundled model, read by the oracle
 	$(BIN)/python scripts/evaluate.py

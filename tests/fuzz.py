@@ -131,6 +131,23 @@ def attempt(path: Path) -> str:
         return f"wrong: {traceback.format_exc()}"
 
 
+def victims(kind: str, folder: Path) -> Callable[[random.Random], tuple[Path, bytes, Callable[[Path], str]]]:
+    """How to write one damaged file: where it then lies, its good bytes, and how to read it."""
+    if kind == "json":
+        import fuzz_json
+
+        files = {path: path.read_bytes() for path in fuzz_json.write_folders(folder)}
+    else:
+        files = {folder / f"fuzz.{kind}": samples()[kind]}
+
+    def wound(rng: random.Random) -> tuple[Path, bytes, Callable[[Path], str]]:
+        path = rng.choice(list(files))
+        path.write_bytes(fuzz_json.damage(files[path], rng) if kind == "json" else damaged(kind, files[path], rng))
+        return path, files[path], fuzz_json.attempt if kind == "json" else attempt
+
+    return wound
+
+
 def child(kind: str, count: int, seed: int, folder: Path) -> None:
     """Read `count` damaged files under limits; write the tally, and before each file its number."""
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -139,16 +156,17 @@ def child(kind: str, count: int, seed: int, folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for alarm in (signal.SIGPROF, signal.SIGALRM):  # they kill, whatever pytest-timeout has set
         signal.signal(alarm, signal.SIG_DFL)
-    good, path, tally, slowest = samples()[kind], folder / f"fuzz.{kind}", Counter(), 0.0
+    wounded, tally, slowest = victims(kind, folder), Counter(), 0.0
     start = peak()
     for number in range(count):
         (folder / "number").write_text(str(number))
-        path.write_bytes(damaged(kind, good, random.Random(f"{kind} {seed} {number}")))
+        path, good, read = wounded(random.Random(f"{kind} {seed} {number}"))
         signal.setitimer(signal.ITIMER_PROF, HANG)
         signal.setitimer(signal.ITIMER_REAL, BLOCKED)
         begin = time.process_time()
-        tally[attempt(path)] += 1
+        tally[read(path)] += 1
         slowest = max(slowest, time.process_time() - begin)
+        path.write_bytes(good)
     signal.setitimer(signal.ITIMER_PROF, 0)
     signal.setitimer(signal.ITIMER_REAL, 0)
     grown = (peak() - start) / 1024

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fuzz import HANG, fuzz
 
 from minisd.config import Config, TextConfig, UNetConfig
 from minisd.settings import resolve
@@ -142,3 +143,9 @@ def test_none_means_the_models_own() -> None:
 def test_unet_config_names_the_level() -> None:
     with pytest.raises(ValueError, match="depth"):
         UNetConfig(depth=(1, 1))
+
+
+def test_200_damaged_configs() -> None:
+    report = fuzz("json", 200, seed=3)
+    assert set(report["tally"]) == {"loaded", "refused"}, report["tally"]
+    assert report["slowest"] < HANG and report["grown_mb"] < 300, report
