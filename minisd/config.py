@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 VERSION = "0.1.0"
-SAMPLER_NAMES = ("ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m")
+SAMPLER_NAMES = ("ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "plms")
 SCHEDULE_NAMES = ("linspace", "leading", "trailing", "karras")
 PREDICTION_NAMES = ("eps", "v", "x0")
 NOISE_NAMES = ("linear", "scaled_linear")
@@ -33,12 +33,18 @@ def check(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def shown(value: object) -> str:
+    """A bad value for a message: as Python writes it, the middle of a long one left out."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:80]} ... {text[-20:]}"
+
+
 def one_of(name: str, value: str, choices: typing.Iterable[str]) -> None:
     """Raise a ValueError that shows the bad value, the nearest choice and all of them."""
     choices = tuple(choices)
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    check(value in choices, f"unknown {name} {value!r}: {hint}choose from {', '.join(choices)}")
+    check(value in choices, f"unknown {name} {shown(value)}: {hint}choose from {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,7 @@ class VAEConfig:
     image_channels: int = 3
     groups: int = 32
     scale_factor: float = 0.18215
+    force_upcast: bool = False  # fp32 where the rest is fp16, in which SDXL's gives NaN
 
     def __post_init__(self) -> None:
         check(len(self.channels) >= 1, "a VAE needs at least one level of channels")
@@ -149,15 +156,18 @@ class Defaults:
     steps: int = 20
     cfg_scale: float = 7.5
     sampler: str = "dpmpp_2m"
-    schedule: str = "leading"
+    schedule: str | None = "leading"  # None: each sampler takes its own, see `settings.own_schedule`
+    sigma_schedule: str | None = None  # stands before it for the samplers that take one (a folder's karras)
     steps_offset: int = 1  # added to the times of `leading` spacing (SD folders: 1)
-    final_table_sigma: bool = True  # ddim ends on the table's first sigma (set_alpha_to_one = False)
+    final_table_sigma: bool | None = True  # ddim, plms end on the table's first (not set_alpha_to_one); None: plms
     guidance_rescale: float = 0.0
     zero_negative: bool = False  # no negative prompt: zeros in place of the encoded "" (SDXL folders)
 
     def __post_init__(self) -> None:
         one_of("sampler", self.sampler, SAMPLER_NAMES)
-        one_of("schedule", self.schedule, SCHEDULE_NAMES)
+        for schedule in (self.schedule, self.sigma_schedule):
+            if schedule is not None:
+                one_of("schedule", schedule, SCHEDULE_NAMES)
         check(self.steps >= 1, f"steps {self.steps} must be at least 1")
 
 
@@ -257,7 +267,7 @@ def read(hint: typing.Any, value: object, where: str) -> typing.Any:
     if dataclasses.is_dataclass(hint):
         return build(hint, value, where)
     if typing.get_origin(hint) is tuple:
-        check(isinstance(value, list | tuple), f"{where} must be a list, not {value!r}")
+        check(isinstance(value, list | tuple), f"{where} must be a list, not {shown(value)}")
         check(1 <= len(value) <= MAX_DEPTH, f"{where} must have 1 to {MAX_DEPTH} entries, not {len(value)}")
         return tuple(read(typing.get_args(hint)[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if isinstance(hint, types.UnionType):
@@ -265,11 +275,11 @@ def read(hint: typing.Any, value: object, where: str) -> typing.Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     ok = isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
-    check(ok, f"{where} must be {hint.__name__}, not {value!r}")
+    check(ok, f"{where} must be {hint.__name__}, not {shown(value)}")
     if hint is float:
-        check(value == value and abs(value) < 1e9, f"{where} {value} is not a sensible number")
+        check(value == value and abs(value) < 1e9, f"{where} {shown(value)} is not a sensible number")
     if hint is int:
-        check(0 <= value <= limit(where), f"{where} {value} must be in 0..{limit(where)}")
+        check(0 <= value <= limit(where), f"{where} {shown(value)} must be in 0..{limit(where)}")
         check(value > 0 or where.rsplit(".")[-1].split("[")[0] in MAY_BE_ZERO, f"{where} must not be 0")
     return value
 
@@ -282,7 +292,7 @@ def limit(where: str) -> int:
 
 MAY_BE_ZERO = (
     *("depth", "mid_depth", "vector_dim", "projection", "bos_id", "eos_id", "pad_id", "steps_offset"),
-    *("seed", "warmup", "lies"),
+    *("seed", "warmup", "lies", "sketch_steps"),
 )
 LIMITS = {
     "vocab_size": 1_000_000,

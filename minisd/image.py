@@ -123,7 +123,7 @@ EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
 MAX_EXIF = 65_000  # bytes; a JPEG segment holds no more
 SAMPLER_LABELS = {
     **{"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun"},
-    **{"dpmpp_2m": "DPM++ 2M"},
+    **{"dpmpp_2m": "DPM++ 2M", "plms": "PLMS"},
 }
 SCHEDULE_LABELS = {"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform", "karras": "Karras"}
 FORMATS = {

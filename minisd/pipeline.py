@@ -6,22 +6,23 @@ Rombach et al. 2022, https://arxiv.org/abs/2112.10752
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, Unpack
 
 import torch
-import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import VERSION, Config, check, one_of
-from .diffusion.denoise import Denoise, denoiser
+from .diffusion.denoise import denoiser
 from .diffusion.guidance import guided, table_times
 from .diffusion.samplers import Step, final, get_sampler
 from .diffusion.schedule import NoiseTable, Plan, make_plan, noise_table
-from .image import to_pil, to_tensor
+from .guards import decode, finite, in_batches
+from .image import to_pil
+from .inpaint import keep_outside, start_from
 from .nn.conditioning import Conditioning
 from .nn.unet import UNet
 from .nn.vae import VAE
@@ -44,6 +45,7 @@ class Model:
     tokenizers: list[Tokenizer]
     runtime: Runtime
     origin: dict[str, str] = field(default_factory=dict)  # name and hash, for a picture's recipe
+    originals: dict[str, Tensor] = field(default_factory=dict)  # weights as they were before a LoRA was merged
 
     @cached_property
     def table(self) -> NoiseTable:
@@ -103,23 +105,20 @@ def generate(
         output: "pil" for RGB pictures with their recipe in `.info`; "latent" (b, c, h, w) in the UNet's space;
             "tensor" pixels (b, 3, H, W) in [-1, 1]. Tensors are float32 on the CPU.
         progress: show a bar on stderr.
-        options: steps, cfg_scale, sampler, schedule, eta, seed, width, height, num_images, batch_size, clip_skip,
-            long_prompt, emphasis, guidance_rescale, guidance_interval, strength; see `minisd.settings.Options`.
+        options: steps, cfg_scale, sampler, seed, width, height, num_images and the rest of `minisd.settings.Options`.
 
     Raises:
         ValueError: something that does not fit, before anything is drawn.
         FloatingPointError: the model gave numbers that are not finite.
+        torch.OutOfMemoryError: not even one picture fits; before that larger batches were halved, which is logged.
     """
     one_of("output", output, OUTPUTS)
     job = Job(model, prompt, negative_prompt, resolve(model.config, **options), image, mask, latents)
     results: list = []
     with tqdm(total=len(job) * len(job.plan.t), unit="step", disable=not progress) as bar:
-        for batch in job.batches():
-            x = None
-            for step in job.steps(batch):
-                x = step.x
-                bar.update(batch.stop - batch.start)
-            results.append(job.finish(x, batch, output))
+        size = model.batch_size(job.settings.batch_size)
+        for batch, z in in_batches(len(job), size, partial(job.draw, bar=bar)):
+            results.append(job.finish(z, batch, output))
     if output != "pil":
         return torch.cat(results)
     pictures = [picture for batch in results for picture in batch]
@@ -170,18 +169,12 @@ class Job:
         if latents is not None:
             wanted, given = [len(self), *self.shape], list(latents.shape)
             check(given == wanted, f"latents must have the shape {wanted}, not {given}")
-        check(mask is None or image is not None, "a mask says what to redraw of an image: give the image too")
-        self.original = None if image is None else self.encode_image(image)
-        self.mask = None if mask is None else self.latent_mask(mask)
+        size = (settings.height, settings.width)
+        self.given = start_from(model.vae, model.config.unet, image, mask, size, settings.strength)
         self.plan = self.make_plan()
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    def batches(self) -> list[slice]:
-        """How the images are taken together."""
-        size = self.model.batch_size(self.settings.batch_size)
-        return [slice(i, min(i + size, len(self))) for i in range(0, len(self), size)]
 
     def make_plan(self) -> Plan:
         """The levels of the run; img2img keeps the last int(steps * strength) of them, as diffusers does."""
@@ -189,7 +182,16 @@ class Job:
         plan = make_plan(
             self.model.table, s.steps, s.sampler, s.schedule, default.steps_offset, default.final_table_sigma
         )
-        return plan if self.original is None else plan.tail(int(s.steps * s.strength))
+        return plan if self.given.original is None else plan.tail(int(s.steps * s.strength))
+
+    def draw(self, batch: slice, bar: tqdm) -> Tensor:
+        """The final latents of one batch (b, c, h, w), float32; where no step is run, the original's."""
+        bar.update(batch.start * len(self.plan.t) - bar.n)  # a batch that did not fit left the bar too far
+        x = None
+        for step in self.steps(batch):
+            x = step.x
+            bar.update(batch.stop - batch.start)
+        return self.given.original.repeat(batch.stop - batch.start, 1, 1, 1) if x is None else final(x, self.plan)
 
     @torch.no_grad()
     def steps(self, batch: slice) -> Iterator[Step]:
@@ -198,68 +200,51 @@ class Job:
         noise = ImageNoise(self.seeds[batch], self.shape, model.runtime.device)
         x = self.start(batch, noise)
         cond, uncond = self.encode(self.prompts[batch]), self.encode(self.negatives[batch])
+        finite(torch.cat([cond.context, uncond.context], dim=1), "the text encoder", self.seeds[batch])
         if self.zero_negative:
             uncond = without_text(uncond, model.config.text[-1].projection)
         interval = table_times(s.guidance_interval, model.config.noise.steps)
         predict = guided(model.unet, cond, uncond, s.cfg_scale, s.guidance_rescale, interval)
         denoise = denoiser(predict, self.plan, model.config.noise.prediction)
-        if self.mask is not None:
-            denoise = keep_outside(self.mask, self.original, denoise)
+        if self.given.mask is not None:
+            denoise = keep_outside(self.given.mask, self.given.original, denoise)
         options = {} if s.eta is None else {"eta": s.eta}
         yield from get_sampler(s.sampler)(denoise, x, self.plan, noise=noise, **options)
 
     def encode(self, texts: list[str]) -> Conditioning:
         """Prompts of one batch to what the UNet is told."""
         model, s = self.model, self.settings
-        size = (s.height, s.width)
-        return encode(model.text, model.tokenizers, texts, model.config, s.clip_skip, s.long_prompt, size)
+        how = (s.clip_skip, s.long_prompt, (s.height, s.width))
+        cond = encode(model.text, model.tokenizers, texts, model.config, *how)
+        extra = self.given.extra
+        return cond if extra is None else replace(cond, concat=extra.expand(len(texts), -1, -1, -1))
 
     def start(self, batch: slice, noise: ImageNoise) -> Tensor:
         """x at the plan's first level: noise alone, or the original with noise added."""
         first = noise() if self.latents is None else self.latents[batch].float().to(noise.device)
-        if self.original is None:
+        if self.given.original is None:
             return first * self.plan.start
-        return self.original + first * float(self.plan.sigmas[0])
+        return self.given.original + first * float(self.plan.sigmas[0])
 
     @torch.no_grad()
-    def finish(self, x: Tensor | None, batch: slice, output: str) -> list[Image] | Tensor:
-        """The last x to what the caller asked for; None (no step was run) stands for the original."""
-        z = self.original.repeat(batch.stop - batch.start, 1, 1, 1) if x is None else final(x, self.plan)
-        finite(z, f"the UNet (seeds {self.seeds[batch]})")
+    def finish(self, z: Tensor, batch: slice, output: str) -> list[Image] | Tensor:
+        """Final latents to what the caller asked for."""
+        finite(z, "the UNet", self.seeds[batch])
         if output == "latent":
             return z.cpu()
-        pixels = self.model.vae.decode(z).float()
-        finite(pixels, f"the VAE (seeds {self.seeds[batch]})")
+        pixels = decode(self.model.vae, z, self.settings.vae_tiling, self.seeds[batch])
         return to_pil(pixels) if output == "pil" else pixels.cpu()
-
-    @torch.no_grad()
-    def encode_image(self, image: Image | Tensor) -> Tensor:
-        """A picture, or pixels (1, 3, H, W) in [-1, 1], as the posterior's mean (1, c, h, w), float32."""
-        size = (self.settings.width, self.settings.height)
-        pixels = image if isinstance(image, Tensor) else to_tensor(image.convert("RGB").resize(size))
-        wanted, given = [1, 3, *reversed(size)], list(pixels.shape)
-        check(given == wanted, f"the image must have the shape {wanted}, not {given}")
-        return self.model.vae.encode(pixels.to(self.model.runtime.device))[0].float()
-
-    def latent_mask(self, mask: Image | Tensor) -> Tensor:
-        """White (1) is drawn anew, black (0) stays: (1, 1, h, w)."""
-        if not isinstance(mask, Tensor):
-            size = (self.settings.width, self.settings.height)
-            mask = (to_tensor(mask.convert("L").resize(size))[:, :1] + 1) / 2
-        return F.interpolate(mask.float(), size=self.shape[1:], mode="area").to(self.model.runtime.device)
 
     def recipe(self, i: int) -> dict[str, Any]:
         """All that drawing image i again takes, as plain data."""
-        runtime = self.model.runtime
-        dtype = str(runtime.dtype).removeprefix("torch.")
         return {
             "prompt": self.prompts[i],
             "negative_prompt": None if self.zero_negative else self.negatives[i],
             **self.settings.to_dict(),
             "seed": self.seeds[i],
             **self.model.origin,
-            "device": runtime.device.type,
-            "dtype": dtype,
+            "device": self.model.runtime.device.type,
+            "dtype": str(self.model.runtime.dtype).removeprefix("torch."),
             "minisd": VERSION,
             "torch": torch.__version__,
         }
@@ -288,18 +273,3 @@ def without_text(cond: Conditioning, pooled: int) -> Conditioning:
     if vector is not None:
         vector[:, :pooled] = 0
     return Conditioning(torch.zeros_like(cond.context), vector, cond.concat)
-
-
-def keep_outside(mask: Tensor, original: Tensor, denoise: Denoise) -> Denoise:
-    """Inpainting by blending: outside the mask the estimate of x0 is the original itself."""
-
-    def blended(x: Tensor, sigma: Tensor) -> Tensor:
-        return original + mask * (denoise(x, sigma) - original)
-
-    return blended
-
-
-def finite(x: Tensor, where: str) -> None:
-    """Refuse to go on with NaN or infinity; no picture is made of them."""
-    if not torch.isfinite(x).all():
-        raise FloatingPointError(f"{where} gave numbers that are not finite: try --dtype fp32")

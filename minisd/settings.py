@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
-from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, check, one_of
+from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of
 
 LONG_PROMPT_NAMES = ("truncate", "error")
 EMPHASIS_NAMES = ("off",)
+TILING_NAMES = ("auto", "on", "off")
 MAX_SEED = 2**64 - 1
 MAX_SIDE = 16_384
 MAX_IMAGES = 10_000
@@ -37,6 +38,7 @@ class Settings:
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
     strength: float
+    vae_tiling: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a picture's recipe; functions by their names."""
@@ -63,6 +65,7 @@ class Options(TypedDict, total=False):
     guidance_rescale: float | None  # 0 to 1
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
     strength: float | None  # 0 to 1, how far an image is drawn anew
+    vae_tiling: str | None  # decode in strips, to spare memory: "on", "off", or "auto": beyond 1024 x 1024 pixels
 
 
 def resolve(config: Config, **options: Unpack[Options]) -> Settings:
@@ -76,14 +79,18 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         raise TypeError(f"unknown options {unknown}: choose from {', '.join(Options.__annotations__)}")
     given = {key: value for key, value in options.items() if value is not None}
 
-    def said(key: str) -> Any:
-        return given.get(key, OWN.get(key, getattr(config.defaults, key, None)))
+    # A UNet made for inpainting sees what stays: it may draw the rest from nothing.
+    own = OWN | ({"strength": 1.0} if config.unet.in_channels > config.unet.out_channels else {})
 
+    def said(key: str) -> Any:
+        return given.get(key, own.get(key, getattr(config.defaults, key, None)))
+
+    schedule = given.get("schedule", own_schedule(config.defaults, said("sampler")))
     settings = Settings(
         steps=integer("steps", said("steps"), 1, config.noise.steps),
         cfg_scale=real("cfg_scale", said("cfg_scale"), 0, 1000),
         sampler=name("sampler", said("sampler"), SAMPLER_NAMES),
-        schedule=name("schedule", said("schedule"), SCHEDULE_NAMES),
+        schedule=name("schedule", schedule, SCHEDULE_NAMES),
         eta=None if said("eta") is None else real("eta", said("eta"), 0, 1),
         seed=integer("seed", said("seed"), 0, MAX_SEED),
         width=side("width", said("width"), config.vae.factor),
@@ -96,12 +103,27 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         guidance_rescale=real("guidance_rescale", said("guidance_rescale"), 0, 1),
         guidance_interval=interval(said("guidance_interval")),
         strength=real("strength", said("strength"), 0, 1),
+        vae_tiling=said("vae_tiling"),
     )
+    one_of("vae_tiling", settings.vae_tiling, TILING_NAMES)
     if settings.eta is not None and settings.sampler not in ETA_SAMPLERS and not callable(settings.sampler):
         raise ValueError(f"eta means nothing to the sampler {settings.sampler}: it is for {', '.join(ETA_SAMPLERS)}")
     last = settings.seed + settings.num_images - 1
     check(last <= MAX_SEED, f"seed {settings.seed} + {settings.num_images} images goes beyond {MAX_SEED}")
     return settings
+
+
+def own_schedule(defaults: Defaults, sampler: str | Callable) -> str:
+    """The schedule of a call that names none, by the rule that diffusers' `Class.from_config` follows.
+
+    What the model's folder says holds for every sampler that can be told so: karras levels where the sampler's class
+    in diffusers has them, else the spacing. A folder that says no spacing leaves it to the class, whatever sampler
+    the folder itself names: SD 1.x folders are drawn by leading with plms and ddim, by linspace with dpmpp_2m.
+    """
+    known = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
+    if defaults.sigma_schedule is not None and known not in GRID_ONLY:
+        return defaults.sigma_schedule
+    return defaults.schedule or GRID_ONLY.get(known, "linspace")
 
 
 def integer(what: str, value: Any, low: int, high: int) -> int:
@@ -145,5 +167,7 @@ def interval(value: Any) -> tuple[float, float] | None:
 
 
 ETA_SAMPLERS = ("ddim", "euler_a")
+# Samplers whose class in diffusers has no karras, and the spacing it takes when not told. The others: linspace.
+GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms": "leading"}
 # Defaults that are no model's own matter; the rest stand in its config.
-OWN = {"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "strength": 0.75}
+OWN = {"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "strength": 0.75, "vae_tiling": "auto"}

@@ -112,6 +112,7 @@ def vae_oracle(config: VAEConfig, seed: int = 0) -> AutoencoderKL:
         latent_channels=config.latent_channels,
         norm_num_groups=config.groups,
         scaling_factor=config.scale_factor,
+        force_upcast=config.force_upcast,
     )
     return perturb(model, seed)
 
@@ -223,7 +224,7 @@ TINY = {
             ),
         ),
         UNetConfig(4, 4, (32, 64, 96), 2, (0, 1, 2), 2, (2, 4, 6), 56, vector_dim=POOLED + 6 * 8, groups=8),
-        VAEConfig(channels=(16, 24, 32), groups=8, scale_factor=0.13025),
+        VAEConfig(channels=(16, 24, 32), groups=8, scale_factor=0.13025, force_upcast=True),
     ),
     "mini": Config(
         "tiny-mini",
@@ -256,6 +257,6 @@ TRUE = {
         "sdxl",
         (TextConfig(final_norm=False), BIG_G),
         UNetConfig(4, 4, (320, 640, 1280), 2, (0, 2, 10), 10, (5, 10, 20), context_dim=2048, vector_dim=2816),
-        VAEConfig(scale_factor=0.13025),
+        VAEConfig(scale_factor=0.13025, force_upcast=True),
     ),
 }

@@ -101,7 +101,7 @@ generate x --device cuda:99
 generate x --device cpu --dtype fp16
 generate x --model {bad}/missing
 generate x --model ''
-generate x --model some/hub-id
+generate x --offline --model some/hub-id
 generate x --model {bad}/folder
 generate x --model {bad}/text.txt
 generate x --model {bad}/fifo
@@ -309,10 +309,10 @@ def test_help_and_wrong_names_do_not_import_torch() -> None:
         heavy = {"torch", "transformers", "numpy", "PIL", "tqdm"} & set(sys.modules)
         sys.exit(f"{codes} {heavy}")
     """
-    lines = ["--help", "generate --help", "train --help", "info --help", "--version"]
+    lines = ["--help", "generate --help", "train --help", "info --help", "convert --help", "--version"]
     lines += ["generate x --sampler nope", "train nope", "generate x --model nowhere", "generate x --seed x"]
     done = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=60)
-    assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 0, 2, 2, 2, 2] set()"
+    assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 2, 2, 2, 2] set()"
     assert done.stdout.isascii()  # any terminal can show it
     assert "--clip-skip" in done.stdout and f"minisd {minisd.__version__}" in done.stdout
 

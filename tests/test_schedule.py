@@ -21,8 +21,9 @@ SCHEDULERS = {
     "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
     "heun": (diffusers.HeunDiscreteScheduler, {}),
     "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
+    "plms": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
 }
-KARRAS = ("euler", "heun", "dpmpp_2m")  # diffusers' ddim, ddpm and euler_a have no karras
+KARRAS = ("euler", "heun", "dpmpp_2m")  # diffusers' ddim, ddpm, euler_a and plms have no karras
 CELLS = [(s, name) for s in SCHEDULERS for name in SCHEDULE_NAMES if name != "karras" or s in KARRAS]
 # Where diffusers' own times cannot be used. Everywhere else ours equal them, for every n from 2 to 1000.
 EXTRA_POINT = "where 1000 / n is rounded down, numpy's arange gives n + 1 points: a last time of -1"
@@ -51,8 +52,11 @@ def theirs(sampler: str, schedule: str, n: int, **changes: object) -> diffusers.
 
 
 def once(scheduler: diffusers.SchedulerMixin) -> Tensor:
-    """The times of the steps: Heun lists all but the first twice."""
+    """The times of the steps: Heun lists all but the first twice, PNDM the second alone."""
     times = scheduler.timesteps.double()
+    if isinstance(scheduler, diffusers.PNDMScheduler):
+        assert times[1] == times[2]
+        return torch.cat([times[:1], times[2:]])
     return torch.cat([times[:1], times[1::2]]) if isinstance(scheduler, diffusers.HeunDiscreteScheduler) else times
 
 
@@ -80,15 +84,15 @@ def test_times_equal_diffusers(sampler: str, schedule: str) -> None:
 def test_sigmas_and_start_equal_diffusers(sampler: str, schedule: str) -> None:
     scheduler = theirs(sampler, schedule, 20)
     plan = make_plan(TABLE, 20, sampler, schedule)
-    if sampler in ("ddim", "ddpm"):  # these know alpha_bar, and x as sqrt(alpha_bar) * our x
-        alpha_bar = scheduler.alphas_cumprod[scheduler.timesteps]
+    if sampler in ("ddim", "ddpm", "plms"):  # these know alpha_bar, and x as sqrt(alpha_bar) * our x
+        alpha_bar = scheduler.alphas_cumprod[once(scheduler).long()]
         sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
-        last = scheduler.final_alpha_cumprod if sampler == "ddim" else torch.ones(())
+        last = torch.ones(()) if sampler == "ddpm" else scheduler.final_alpha_cumprod
         sigmas = torch.cat([sigmas, ((1 - last) / last).sqrt()[None]])
     else:
         sigmas = scheduler.sigmas if sampler != "heun" else torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])
     assert torch.allclose(plan.sigmas, sigmas.double(), rtol=FLOAT32, atol=0)
-    in_vp = sampler in ("ddim", "ddpm", "dpmpp_2m")
+    in_vp = sampler in ("ddim", "ddpm", "dpmpp_2m", "plms")
     scale = float((1 + plan.sigmas[0] ** 2).sqrt()) if in_vp else 1.0
     assert plan.start == pytest.approx(float(scheduler.init_noise_sigma) * scale, rel=FLOAT32)
 
@@ -102,10 +106,12 @@ def test_karras_times_are_rounded_for_dpmpp_only() -> None:
 
 def test_conventions_of_the_design() -> None:
     first = {s: make_plan(TABLE, 20, s, "leading").t[0] for s in SAMPLER_NAMES}
-    assert first == {"ddim": 951, "ddpm": 951, "euler": 951, "euler_a": 951, "heun": 951, "dpmpp_2m": 941}
-    assert make_plan(TABLE, 20, "ddim").sigmas[-1] == TABLE.sigmas[0]
-    assert make_plan(TABLE, 20, "ddim", final_table_sigma=False).sigmas[-1] == 0
-    assert all(make_plan(TABLE, 20, s).sigmas[-1] == 0 for s in SAMPLER_NAMES[1:])
+    assert first == dict.fromkeys(SAMPLER_NAMES, 951) | {"dpmpp_2m": 941}
+    for sampler in SAMPLER_NAMES:
+        for said in (True, False, None):  # None: as diffusers' DDIM and PNDM do where nothing is said
+            ends_on_table = {"ddim": said or False, "plms": said is not False}.get(sampler, False)
+            last = make_plan(TABLE, 20, sampler, final_table_sigma=said).sigmas[-1]
+            assert last == (TABLE.sigmas[0] if ends_on_table else 0)
     assert make_plan(TABLE, 20, "dpmpp_2m", start="sigma").start == TABLE.sigmas[-1]
     assert make_plan(TABLE, 1, "euler", "linspace").t == 999  # diffusers starts, and ends, at time 0
 

@@ -1,7 +1,8 @@
-"""The command line: `minisd generate`, `minisd train`, `minisd info`. One module a command.
+"""The command line: `minisd generate`, `minisd convert`, `minisd info`, `minisd train`. One module a command.
 
-Paths of pictures go to stdout, everything else to stderr. Exit codes: 0 done, 2 bad input (one line), 1 a failure
-while running, 130 Ctrl-C. Nothing here imports torch before the flags have been checked.
+Paths of what was made go to stdout, everything else to stderr. Exit codes: 0 done, 2 bad input (one line; at most six
+on weights that do not fit), 1 a failure while running, 130 Ctrl-C. Nothing here imports torch before the flags have
+been checked.
 """
 
 import os
@@ -11,12 +12,13 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..config import VERSION
-from .common import BadInput, flat, near
+from .common import BadInput, flat, lines, near
 
 COMMANDS = {
     "generate": "draw pictures from a prompt",
     "train": "train a model, stage by stage",
-    "info": "print the recipe of a picture, or what a model folder holds",
+    "info": "print the recipe of a picture, or what a model's file or folder holds",
+    "convert": "turn a model from one file layout into another",
 }
 
 
@@ -33,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", 130, argv)
     except BadInput as error:
-        return fail(flat(error), 2, argv)
+        return fail(lines(error), 2, argv)
     except Exception as error:
         return fail(explain(error), 1, argv)
 

@@ -104,6 +104,12 @@ def choice(what: str, names: Iterable[str]) -> Callable[[str], str]:
     return chosen
 
 
+def add_choice(group: Any, flag: str, names: Sequence[str], default: str | None = None) -> None:
+    """A flag that takes one of some names; --help lists them."""
+    kind = choice(flag.lstrip("-"), names)
+    group.add_argument(flag, type=kind, default=default, metavar="NAME", help=", ".join(names))
+
+
 def device(text: str) -> str:
     """auto, cpu, cuda or cuda:N. Whether it is there is for torch to say."""
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", text):
@@ -122,6 +128,14 @@ def flat(text: Any, limit: int = LINE) -> str:
     """A message as one line of limited length that any terminal can show."""
     line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode("utf-8")
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def lines(text: Any, most: int = 6) -> str:
+    """A message as one line, or as a few where it tells tensor by tensor what does not fit."""
+    told = str(text).splitlines()[:most]
+    if len(told) < 2 or " does not fit: " not in told[0]:
+        return flat(text)
+    return "\n  ".join(map(flat, told))
 
 
 @contextmanager
@@ -151,7 +165,7 @@ def notes(args: argparse.Namespace) -> Iterator[Callable[[str], None]]:
     """Show the library's log on stderr for a while; yields a function for notes of the command's own."""
     log, handler = logging.getLogger("minisd"), Notes()
     kept = log.level
-    log.setLevel(logging.ERROR if args.quiet else logging.DEBUG if args.verbose else logging.WARNING)
+    log.setLevel(logging.ERROR if args.quiet else logging.DEBUG if args.verbose else logging.INFO)
     log.addHandler(handler)
     try:
         yield lambda text: None if args.quiet else print(flat(text), file=sys.stderr, flush=True)

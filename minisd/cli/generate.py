@@ -1,29 +1,42 @@
-"""`minisd generate PROMPT`: check everything, then load, draw and save."""
+"""`minisd generate PROMPT`: check everything, then load, draw and save. The model's flags stand in `model.py`."""
 
 import argparse
 import re
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, check
 from ..files import check_writable
-from ..settings import LONG_PROMPT_NAMES, Settings, resolve
-from ..weights.find import count_parameters, find, read_config
-from .common import BadInput, Parser, add_common, choice, device, notes, number, positive, refusing, whole
+from ..settings import LONG_PROMPT_NAMES, TILING_NAMES, Settings, resolve
+from .common import (
+    BadInput,
+    Parser,
+    add_choice,
+    add_common,
+    choice,
+    device,
+    notes,
+    number,
+    positive,
+    refusing,
+    whole,
+)
+from .model import add_model_flags, check_model, load_model
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 NUMBERS = ("steps", "cfg_scale", "sampler", "schedule", "eta", "width", "height", "num_images", "batch_size")
-NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale")
+NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling")
 
 EPILOG = """examples:
   minisd generate "a red circle"
   minisd generate "two blue squares" -n "a triangle" --steps 30 --cfg-scale 5 --seed 7 -N 4
   minisd generate "a green star" -m path/to/model -o star.png
+  minisd generate "a castle" -m sd15.safetensors --tokenizer FOLDER --lora film.safetensors:0.8
 
 Image i of a call has the seed SEED + i. The seed is always printed, and stored in the picture with all the rest:
 minisd info PICTURE shows it. Exit code: 0 done, 2 bad input, 1 a failure while drawing, 130 Ctrl-C."""
@@ -54,10 +67,12 @@ def build_parser() -> Parser:
     many = "how many pictures (default 1; also --images, --n-samples)"
     group.add_argument("-N", "--num-images", type=whole, default=1, metavar="N", help=many)
     group.add_argument("--batch-size", type=whole, metavar="N", help="pictures at a time (default: CPU 1, CUDA 8)")
-    group = parser.add_argument_group("model and machine")
-    group.add_argument("-m", "--model", metavar="FOLDER", help="a model folder (default: the bundled mini)")
+    add_model_flags(parser)
+    group = parser.add_argument_group("machine")
     group.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
     add_choice(group, "--dtype", DTYPES, "auto")
+    tiling = "decode in strips, to spare memory: on, off, auto (default: beyond 1024 x 1024 pixels)"
+    group.add_argument("--vae-tiling", type=choice("way", TILING_NAMES), metavar="WHEN", help=tiling)
     group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
     group = parser.add_argument_group("output")
     where = group.add_mutually_exclusive_group()
@@ -69,12 +84,6 @@ def build_parser() -> Parser:
     add_common(parser)
     parser.aliases = ALIASES
     return parser
-
-
-def add_choice(group: Any, flag: str, names: Sequence[str], default: str | None = None) -> None:
-    """A flag that takes one of some names; --help lists them."""
-    kind = choice(flag.lstrip("-"), names)
-    group.add_argument(flag, type=kind, default=default, metavar="NAME", help=", ".join(names))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -106,13 +115,12 @@ def checked(args: argparse.Namespace) -> Settings:
     args.prompt, args.negative_prompt = clean(given), clean(args.negative_prompt)
     if args.seed in (None, -1):
         args.seed = secrets.randbelow(2**32)
+    config = check_model(args)
     with refusing():
         try:
-            options = {name: getattr(args, name) for name in NUMBERS}
-            settings = resolve(read_config(args.model), seed=args.seed, **options)
+            settings = resolve(config, seed=args.seed, **{name: getattr(args, name) for name in NUMBERS})
         except ValueError as error:
             raise ValueError(as_flag(str(error))) from error
-        args.parameters = count_parameters(find(args.model))
         check_output(args, settings)
     return settings
 
@@ -154,20 +162,6 @@ def exact_names(args: argparse.Namespace, settings: Settings) -> list[Path]:
     if count == 1:
         return [path]
     return [path.with_name(f"{path.stem}-{settings.seed + i}{path.suffix}") for i in range(count)]
-
-
-def load_model(args: argparse.Namespace, say: Callable[[str], None]) -> Any:
-    """Choose the device, say why, load."""
-    import torch
-
-    from ..runtime import pick
-    from ..weights.folder import load
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    with refusing():
-        say(pick(args.device, args.dtype, args.parameters).reason)
-        return load(args.model, args.device, args.dtype)
 
 
 def draw(args: argparse.Namespace, settings: Settings, model: Any, first: int) -> None:

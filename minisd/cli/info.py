@@ -1,4 +1,4 @@
-"""`minisd info PICTURE` prints the recipe inside a picture; `minisd info FOLDER` what a model folder holds."""
+"""`minisd info PATH` prints the recipe inside a picture, or what the file or folder of a model holds."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..config import check
-from ..weights.find import count_parameters, find, read_config, recorded_hash
+from ..weights.find import SUFFIXES, count_parameters, locate, read_config, recorded_hash
 from .common import Parser, add_common, refusing
 
 IMAGE_DESCRIPTION = 0x010E
@@ -14,15 +14,23 @@ IMAGE_DESCRIPTION = 0x010E
 
 def run(argv: Sequence[str]) -> int:
     """The whole command; returns its exit code."""
-    parser = Parser("info", "Print the recipe of a picture, or what a model folder holds, as JSON.")
-    parser.add_argument("path", metavar="PATH", help='a picture, a model folder, or "mini" for the bundled model')
+    parser = Parser("info", "Print the recipe of a picture, or what the file or folder of a model holds, as JSON.")
+    kinds = 'a picture, a model\'s file (also a LoRA), a model folder, or "mini" for the bundled model'
+    parser.add_argument("path", metavar="PATH", help=kinds)
     add_common(parser)
     path = Path(parser.parse(argv).path)
     with refusing():
-        text = about_picture(path) if path.is_file() else about_model(path)
+        text = about_model(path) if not path.is_file() or holds_tensors(path) else about_picture(path)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
     return 0
+
+
+def holds_tensors(path: Path) -> bool:
+    """Whether a file is one of weights, or is called like one: by its first bytes, as the reader tells them."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or start.startswith(b"PK\3\4") or path.suffix.lower() in SUFFIXES
 
 
 def about_picture(path: Path) -> str:
@@ -46,8 +54,19 @@ def about_picture(path: Path) -> str:
         return text or recipe
 
 
-def about_model(path: Path) -> str:
-    """Name, hash, number of parameters and config of a model folder, as indented JSON."""
-    folder, config = find(str(path)), read_config(str(path))
-    said = {"model": config.name, "folder": str(folder), "model_sha256": recorded_hash(folder)}
-    return json.dumps(said | {"parameters": count_parameters(folder), "config": config.to_dict()}, indent=2)
+def about_model(model: Path) -> str:
+    """What a model is and holds, as indented JSON, from its headers and small files; nothing is downloaded.
+
+    Raises:
+        ValueError: it is none, or damaged.
+    """
+    kind, path = locate(str(model), offline=True)
+    if kind == "minisd":
+        config = read_config(path)
+        said = {"model": config.name, "folder": str(path), "model_sha256": recorded_hash(path)}
+        said |= {"parameters": count_parameters(path), "config": config.to_dict()}
+    else:
+        from ..weights.about import about_file, about_folder
+
+        said = about_file(path) if kind == "file" else about_folder(path)
+    return json.dumps(said, indent=2, ensure_ascii=False)

@@ -79,7 +79,7 @@ class Family:
     whole: bool  # times are rounded, on a grid and for karras
     extra: int  # points of a grid beyond the steps; the lowest are dropped
     start: str  # key of STARTS; on `leading` every family starts at "total"
-    ends_on_table: bool = False  # the last sigma may be the table's first instead of 0
+    table_end: bool | None = None  # the last sigma is the table's first instead of 0, if not told; None: never
 
     def times(self, t: Tensor) -> Tensor:
         """What the network is told of times t."""
@@ -92,7 +92,7 @@ def make_plan(
     sampler: str | Callable = "dpmpp_2m",
     schedule: str | Spacing = "trailing",
     steps_offset: int = 1,
-    final_table_sigma: bool = True,
+    final_table_sigma: bool | None = True,
     start: str | None = None,
 ) -> Plan:
     """Choose the levels of a run.
@@ -101,7 +101,8 @@ def make_plan(
         sampler: a name, or a function of your own (read like euler, unless it bears a known family's name).
         schedule: a name, or a function of your own like `karras`.
         steps_offset: added to the times of `leading`.
-        final_table_sigma: ddim ends on the table's first sigma instead of 0.
+        final_table_sigma: ddim and plms end on the table's first sigma instead of 0; None: plms alone, as in
+            diffusers where nothing is said.
         start: "sigma" (AUTOMATIC1111) or "total"; None: as the family does in diffusers.
 
     Raises:
@@ -112,7 +113,8 @@ def make_plan(
     family = family_of(sampler)
     sigmas, t = levels(table, steps, family, schedule, steps_offset)
     last = torch.zeros(())
-    if family.ends_on_table and final_table_sigma:
+    ends_on_table = family.table_end if final_table_sigma is None else final_table_sigma
+    if family.table_end is not None and ends_on_table:
         last = min(table.sigmas[0], sigmas[-1])  # never above a schedule that goes below the table
     start = start or ("total" if schedule == "leading" else family.start)
     one_of("start", start, STARTS)
@@ -219,8 +221,9 @@ STARTS = {  # std of x at the first level: of its noise alone, or with a latent 
     "total": lambda sigma: (1 + sigma**2) ** 0.5,
 }
 FAMILIES = {
-    "ddim": Family(whole=True, extra=0, start="total", ends_on_table=True),
+    "ddim": Family(whole=True, extra=0, start="total", table_end=False),
     "ddpm": Family(whole=True, extra=0, start="total"),
     "dpmpp": Family(whole=True, extra=1, start="total"),
     "euler": Family(whole=False, extra=0, start="sigma"),
+    "plms": Family(whole=True, extra=0, start="total", table_end=True),  # ddim's plan
 }

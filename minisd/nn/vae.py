@@ -109,8 +109,12 @@ class Decoder(nn.Module):
         self.norm_out = nn.GroupNorm(groups, channels[0], eps=EPS)
         self.conv_out = nn.Conv2d(channels[0], config.image_channels, 3, padding=1)
 
+    def bottom(self, z: Tensor) -> Tensor:
+        """The part at the latents' own resolution, the attention over all of them included."""
+        return self.mid(self.conv_in(z))
+
     def forward(self, z: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(z))
+        x = self.bottom(z)
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))
@@ -136,5 +140,8 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents (b, c, h, w) in the UNet's space -> pixels (b, 3, H, W), about [-1, 1], not clamped."""
-        z = z.to(self.quant.weight.dtype) / self.config.scale_factor
-        return self.decoder(self.post_quant(z))
+        return self.decoder(self.unscaled(z))
+
+    def unscaled(self, z: Tensor) -> Tensor:
+        """Latents in the UNet's space -> what the decoder takes."""
+        return self.post_quant(z.to(self.quant.weight.dtype) / self.config.scale_factor)

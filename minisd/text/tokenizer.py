@@ -6,6 +6,7 @@ Sennrich et al. 2016 (BPE), https://arxiv.org/abs/1508.07909
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,14 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def whole(word: str) -> str:
+    """A pattern of a word that is not a part of a longer one."""
+    before, after = (
+        end if re.match(r"\w", sign) else "" for end, sign in ((r"(?<!\w)", word[0]), (r"(?!\w)", word[-1]))
+    )
+    return f"{before}({re.escape(word)}){after}"
+
+
 class Tokenizer:
     """One tower's tokenizer, with the ids that its config names.
 
@@ -97,6 +106,7 @@ class Tokenizer:
 
         vocabulary = read_vocabulary(folder)
         self.config = config
+        self.triggers: dict[str, list[int]] = {}  # words of embeddings and their ids, the longest word first
         self.bpe = CLIPTokenizer(vocab=vocabulary.ids, merges=vocabulary.merges)
         if len(self.bpe) != config.vocab_size:
             raise ValueError(
@@ -110,11 +120,46 @@ class Tokenizer:
         text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates become question marks
         for token in SPECIAL:
             text = text.replace(token, token.replace("|", " | "))
+        ids, done = [], 0
+        for match in re.finditer("|".join(map(whole, self.triggers)), text, re.IGNORECASE) if self.triggers else ():
+            trigger = list(self.triggers.values())[match.lastindex - 1]
+            ids += self.plain(text[done : match.start()]) + trigger
+            done = match.end()
+        return ids + self.plain(text[done:])
+
+    def plain(self, text: str) -> list[int]:
+        """The ids of a text without trigger words."""
         return self.bpe(text, add_special_tokens=False)["input_ids"]
 
+    def check_trigger(self, word: str) -> None:
+        """Refuse a trigger word that cannot be told from other words.
+
+        Raises:
+            ValueError: another embedding has it, or it is a word (or no word) of the model's own.
+        """
+        taken = word.lower() in (known.lower() for known in self.triggers)
+        check(not taken, f"the trigger word {word!r} is taken by another embedding: choose another")
+        special = any(token in word.lower() for token in SPECIAL)
+        check(not special, f"the trigger word {word!r} holds a special token: choose another")
+        own = len(self.plain(word)) < 2
+        check(not own, f"the trigger word {word!r} is one of the model's own words: choose another")
+
+    def add_trigger(self, word: str, ids: Sequence[int]) -> None:
+        """Let a word stand for ids, which the tower's embedding must have. Upper and lower case are one.
+
+        It counts where it stands as a whole word; what begins or ends with a sign, such as <cat>, counts anywhere.
+
+        Raises:
+            ValueError: as `check_trigger`.
+        """
+        self.check_trigger(word)
+        triggers = {**self.triggers, word: list(ids)}
+        self.triggers = dict(sorted(triggers.items(), key=lambda item: -len(item[0])))
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The vocabulary's own spelling of ids."""
-        return self.bpe.convert_ids_to_tokens(list(ids))
+        """The vocabulary's own spelling of ids; of an embedding's: its word, word_1, word_2 ..."""
+        own = {id: f"{word}_{i}" if i else word for word, ids in self.triggers.items() for i, id in enumerate(ids)}
+        return [f"{own[id]}</w>" if id in own else self.bpe.convert_ids_to_tokens(id) for id in ids]
 
     @property
     def room(self) -> int:

@@ -137,9 +137,10 @@ def vae_config(shapes: Shapes, family: str) -> VAEConfig:
             image_channels=shapes["encoder.conv_in.weight"][1],
             groups=norm_groups(channels),
             scale_factor=scale,
+            force_upcast=family == "sdxl",
         )
     except (KeyError, IndexError, ValueError):
-        return VAEConfig(scale_factor=scale)
+        return VAEConfig(scale_factor=scale, force_upcast=family == "sdxl")
 
 
 def text_config(shapes: Shapes, family: str, tower: int, prefix: str) -> TextConfig:

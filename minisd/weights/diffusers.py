@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Config, TextConfig, UNetConfig, VAEConfig, build, check
+from ..config import Config, TextConfig, UNetConfig, VAEConfig, build, check, shown
 from ..text.tokenizer import read_vocabulary
 from .detect import FAMILIES, fit
+from .find import is_diffusers  # noqa: F401  (handed on)
 from .folder import modules
 from .foreign import Fields, default_settings, noise_config
 from .keys import text_keys, unet_keys, vae_keys
@@ -38,11 +39,6 @@ class Parts:
     family: str = ""
 
 
-def is_diffusers(folder: Path) -> bool:
-    """Whether a folder is a diffusers pipeline."""
-    return (folder / "model_index.json").is_file() or (folder / "unet" / "config.json").is_file()
-
-
 def read_folder(folder: Path, variant: str | None = None, prediction: str | None = None) -> Parts:
     """Read a diffusers folder.
 
@@ -58,7 +54,7 @@ def read_folder(folder: Path, variant: str | None = None, prediction: str | None
     config = read_config(folder, index, notes, prediction)
     with torch.device("meta"):
         like = modules(config).state_dict()
-    family = f"{FAMILIES[family_of(config)]} (context {config.unet.context_dim})"
+    family = f"{FAMILIES[family_of(config)]} (context {config.unet.context_dim}, {config.noise.prediction})"
     parts = Parts(config, {}, [folder / name for name in TOKENIZERS[: len(config.text)]], notes=notes, family=family)
     for i, tower in enumerate(config.text):
         add(parts, folder / TOWERS[i], f"text.{i}.", like, variant, tower)
@@ -75,7 +71,7 @@ def read_config(folder: Path, index: Fields, notes: list[str], prediction: str |
     lacking = [name for name, there in zip((TOWERS[0], "unet", "vae"), (has[0], *has[2:]), strict=True) if not there]
     check(not lacking, f"{folder} is not a whole diffusers folder: it lacks {', '.join(lacking)}/config.json")
     unet_fields, vae_fields = Fields.of(folder, "unet/config.json"), Fields.of(folder, "vae/config.json")
-    unet, vae = unet_config(unet_fields), vae_config(vae_fields)
+    unet, vae = unet_config(unet_fields), vae_config(vae_fields, has[1])
     texts = [Fields.of(folder, f"{name}/config.json") for name in TOWERS[: sum(has[:2])]]
     towers = tuple(text_config(f, folder, i, len(texts)) for i, f in enumerate(texts))
     if unet.vector_dim:
@@ -98,9 +94,10 @@ def unet_config(f: Fields) -> UNetConfig:
     down = f.take("down_block_types", list, ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
     up = f.take("up_block_types", list, ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-    check(all(isinstance(b, str) and b in known for b in down), f"{f.where}: down_block_types {down} are not supported")
+    ok = all(isinstance(b, str) and b in known for b in down)
+    check(ok, f"{f.where}: down_block_types {shown(down)} are not supported")
     mirrored = [block.replace("Down", "Up") for block in reversed(down)]
-    check(up == mirrored, f"{f.where}: up_block_types {up} do not mirror down_block_types")
+    check(up == mirrored, f"{f.where}: up_block_types {shown(up)} do not mirror down_block_types")
     n = len(channels)
     depth = per_level(f, "transformer_layers_per_block", f.take("transformer_layers_per_block", (int, list), 1), n)
     heads = f.take("num_attention_heads", (int, list, type(None)), None)
@@ -125,12 +122,12 @@ def per_level(f: Fields, name: str, value: int | list, levels: int) -> list:
     """A number for all levels, or a list of one for each."""
     values = value if isinstance(value, list) else [value] * levels
     ok = len(values) == levels and all(isinstance(v, int) for v in values)
-    check(ok, f"{f.where}: {name} {value} must be a whole number, or {levels} of them")
+    check(ok, f"{f.where}: {name} {shown(value)} must be a whole number, or {levels} of them")
     return values
 
 
-def vae_config(f: Fields) -> VAEConfig:
-    """vae/config.json."""
+def vae_config(f: Fields, pair: bool = False) -> VAEConfig:
+    """vae/config.json. Where it does not say force_upcast, only the pipeline of a `pair` of towers (SDXL) takes it."""
     channels = f.take("block_out_channels", list, [64])
     blocks = (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D"))
     f.only({**VAE_ONLY, **{name: ([block] * len(channels),) for name, block in blocks}})
@@ -141,6 +138,7 @@ def vae_config(f: Fields) -> VAEConfig:
         "image_channels": f.take("in_channels", int, 3),
         "groups": f.take("norm_num_groups", int, 32),
         "scale_factor": f.take("scaling_factor", (int, float), 0.18215),
+        "force_upcast": f.take("force_upcast", bool, pair),
     }
     return build(VAEConfig, data, f.where)
 
@@ -189,7 +187,20 @@ def add(parts: Parts, folder: Path, ours: str, like: dict[str, Tensor], variant:
 
 
 def read_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of one network's folder, and notes: one file, or shards with an index; plain, or a variant.
+    """The tensors of one network's folder, and notes.
+
+    Raises:
+        ValueError: as `weight_files`, or one of them is damaged.
+    """
+    files, said = weight_files(folder, variant)
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        tensors |= read_tensors(path)
+    return tensors, said
+
+
+def weight_files(folder: Path, variant: str | None = None) -> tuple[list[Path], list[str]]:
+    """Where one network's tensors lie, and notes: one file, or shards with an index; plain, or a variant.
 
     Raises:
         ValueError: there are none, or the index names files that are not there.
@@ -203,13 +214,9 @@ def read_weights(folder: Path, variant: str | None = None) -> tuple[dict[str, Te
     choice = next(kind for kind in wanted if kind in found)
     said = [f"{folder.name}: read {found[choice]}"] if choice != (variant or "") else []
     if not found[choice].endswith(".json"):
-        return read_tensors(inside(folder, found[choice])), said
+        return [inside(folder, found[choice])], said
     text = read_index(folder / found[choice])
-    shards = sorted({str(name) for name in text.values()})
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        tensors |= read_tensors(inside(folder, shard))
-    return tensors, said
+    return [inside(folder, shard) for shard in sorted({str(name) for name in text.values()})], said
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -230,7 +237,7 @@ def inside(folder: Path, name: str) -> Path:
         ValueError: it is elsewhere, or not there.
     """
     path = folder / name
-    check(Path(name).name == name and "\\" not in name, f"{folder} names a file outside itself: {name!r}")
+    check(Path(name).name == name and "\\" not in name, f"{folder} names a file outside itself: {shown(name)}")
     check(path.is_file(), f"{folder} lacks {name}, which its index names")
     real, home = path.resolve(), folder.resolve()
     cache = next(

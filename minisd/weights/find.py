@@ -1,18 +1,79 @@
 """Where a model lies and what its files say, read without torch, so that a command line can check first.
 
-In: a model folder, or None for the bundled one. Out: its path, config, hash and number of parameters.
+In: what a user calls a model: a bundled name, a folder, a file, a hub id. Out (`locate`): its kind and its path. Of
+minisd's own folders: config, hash and number of parameters.
 """
 
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 
-from ..config import Config, check
+from ..config import PREDICTION_NAMES, Config, check, one_of
 
 WEIGHTS = "model.safetensors"
 BUNDLED = Path(__file__).parent.parent / "models" / "mini"
 MAX_HEADER = 100_000_000  # bytes, the safetensors format's own limit
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of files with weights
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")  # owner/name
+
+
+def locate(
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    offline: bool = False,
+    weights: bool = True,
+) -> tuple[str, Path]:
+    """What kind of thing a model is, "minisd" or "diffusers" for a folder or "file", and where it lies.
+
+    Args:
+        model: a bundled name, a folder, a file, or owner/name of the hub where nothing lies under that path.
+        revision, variant, offline: of a hub id, see `minisd.weights.hub.fetch`.
+        weights: False: of a diffusers model on the hub, the JSON files alone.
+
+    Raises:
+        ValueError: there is no such model, or it cannot be fetched.
+    """
+    path = BUNDLED if model is None or str(model) == "mini" else Path(model)
+    if model is not None and is_hub_id(model):
+        from .hub import fetch
+
+        path = fetch(str(model), revision, variant, offline, weights)
+    else:
+        check(revision is None, f"a revision is for a model on the hub (owner/name), not for {str(path)!r}")
+    if path.is_file():
+        return "file", path
+    return ("diffusers", path) if is_diffusers(path) else ("minisd", find(path))
+
+
+def check_options(
+    kind: str, path: Path, tokenizer: str | Path | None, prediction: str | None, variant: str | None
+) -> None:
+    """Refuse what means nothing to a model of this kind.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if prediction is not None:
+        one_of("prediction", prediction, PREDICTION_NAMES)
+    told = {"minisd": "a minisd folder says it itself", "diffusers": "a diffusers folder has its own"}.get(kind, "")
+    check(tokenizer is None or kind == "file", f"tokenizer is for a single file, not for {path}: {told}")
+    check(prediction is None or kind != "minisd", f"prediction is for foreign models, not for {path}: {told}")
+    check(variant is None or kind == "diffusers", f"variant is for a diffusers folder, not for {path}")
+
+
+def is_hub_id(model: str | Path) -> bool:
+    """Whether a model is meant by owner/name: it looks like that, and no file or folder is called so."""
+    named = HUB_ID.fullmatch(str(model)) is not None and not str(model).lower().endswith(SUFFIXES)
+    return named and not Path(model).exists()
+
+
+def is_diffusers(folder: Path) -> bool:
+    """Whether a folder is a diffusers pipeline."""
+    return (folder / "model_index.json").is_file() or (folder / "unet" / "config.json").is_file()
 
 
 def find(model: str | Path | None) -> Path:
@@ -23,10 +84,12 @@ def find(model: str | Path | None) -> Path:
     """
     bundled = model is None or str(model) == "mini"
     folder = BUNDLED if bundled else Path(model)
-    way = "the bundled model is not installed" if bundled else "give a model folder, or leave it out for mini"
+    way = "give a folder, a file or the hub's owner/name, or leave it out for mini"
+    way = "the bundled model is not installed" if bundled else way
     check(folder.exists(), f"there is no model at {str(folder)!r}: {way}")
     missing = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]
-    check(not missing, f"{folder} is not a minisd model folder: it lacks {', '.join(missing)}")
+    why = f"it lacks {', '.join(missing)} (a diffusers folder has model_index.json)"
+    check(not missing, f"{folder} is not a model folder: {why}")
     return folder
 
 

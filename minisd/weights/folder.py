@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..config import Config, check
+from ..config import Config, VAEConfig, check
 from ..files import atomic
 from ..nn.clip import CLIPText
 from ..nn.unet import UNet
 from ..nn.vae import VAE
 from ..pipeline import Model
-from ..runtime import pick
+from ..runtime import Runtime, pick
 from ..text.tokenizer import Tokenizer
 from .find import BUNDLED, WEIGHTS, find, read_config, recorded_hash, sha256  # noqa: F401  (handed on)
 
@@ -48,8 +48,7 @@ def load(model: str | Path | None = None, device: str = "auto", dtype: str = "au
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from error
     fill(parts, tensors, f"{folder / WEIGHTS}")
-    parts.to(runtime.device, runtime.dtype, memory_format=torch.channels_last)
-    parts.eval().requires_grad_(False)
+    place(parts, runtime, config.vae)
     tokenizers = [Tokenizer(folder / name, text) for name, text in zip(TOKENIZERS, config.text, strict=False)]
     origin = {"model": config.name, "model_sha256": recorded_hash(folder)}
     return Model(config, parts["text"], parts["unet"], parts["vae"], tokenizers, runtime, origin)
@@ -59,6 +58,18 @@ def modules(config: Config) -> nn.ModuleDict:
     """The three networks of a config, freshly made."""
     text = nn.ModuleList(CLIPText(tower) for tower in config.text)
     return nn.ModuleDict({"text": text, "unet": UNet(config.unet), "vae": VAE(config.vae)})
+
+
+def place(networks: nn.ModuleDict, runtime: Runtime, config: VAEConfig) -> None:
+    """Move and cast the networks one by one, for drawing.
+
+    A VAE that asks for it (force_upcast) is kept in fp32 where the rest is fp16. Not where it is bf16, whose range is
+    that of fp32: diffusers does the same.
+    """
+    for name, network in networks.items():
+        exact = name == "vae" and runtime.dtype == torch.float16 and config.force_upcast
+        network.to(runtime.device, torch.float32 if exact else runtime.dtype, memory_format=torch.channels_last)
+    networks.eval().requires_grad_(False)
 
 
 def fill(parts: nn.Module, tensors: dict[str, Tensor], where: str) -> None:

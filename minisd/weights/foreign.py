@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, NoiseConfig, build, check, one_of
+from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, NoiseConfig, build, check, one_of, shown
 
 MAX_BYTES = 1_000_000
 REQUIRED = object()
@@ -51,7 +51,7 @@ class Fields:
         value = self.data.get(name, default)
         kinds = kind if isinstance(kind, tuple) else (kind,)
         ok = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        check(ok, f"{self.where}: {name} {value!r} must be {' or '.join(k.__name__ for k in kinds)}")
+        check(ok, f"{self.where}: {name} {shown(value)} must be {' or '.join(k.__name__ for k in kinds)}")
         return value
 
     def only(self, rules: Mapping[str, tuple]) -> None:
@@ -65,7 +65,8 @@ class Fields:
             value = self.data.get(name, allowed[0])
             wanted = " or ".join(json.dumps(a) for a in allowed)
             check(
-                value in allowed, f"{self.where}: {name} {value!r} is not supported{WHY.get(name, '')}, only {wanted}"
+                value in allowed,
+                f"{self.where}: {name} {shown(value)} is not supported{WHY.get(name, '')}, only {wanted}",
             )
 
     def untaken(self) -> list[str]:
@@ -102,6 +103,11 @@ def noise_config(f: Fields, prediction: str | None = None) -> NoiseConfig:
 def default_settings(f: Fields, index: Fields, size: int | list, factor: int, pair: bool, notes: list[str]) -> Defaults:
     """scheduler_config.json and model_index.json -> how the folder draws where nothing else is said.
 
+    A call that names another sampler than the folder gets what `Class.from_config(pipe.scheduler.config)` gives in
+    diffusers: what the file says holds for it too, what the file leaves out is that sampler's own default (see
+    `minisd.settings.own_schedule`). So None stands here for a field that is not there. One exception: diffusers
+    mends a missing steps_offset to 1 (one tower) but forgets so in from_config; here 1 holds for every sampler.
+
     Args:
         size: the UNet's sample_size, in latents, one number or (height, width).
         pair: two text encoders (SDXL), whose pipeline has other defaults and does not correct steps_offset.
@@ -109,18 +115,21 @@ def default_settings(f: Fields, index: Fields, size: int | list, factor: int, pa
     """
     sides = size if isinstance(size, list) else [size, size]
     check(
-        len(sides) == 2 and all(type(s) is int for s in sides), f"sample_size {size} must be one or two whole numbers"
+        len(sides) == 2 and all(type(s) is int for s in sides),
+        f"sample_size {shown(size)} must be one or two whole numbers",
     )
     offset = f.take("steps_offset", int, 0)
-    table_end = not f.take("set_alpha_to_one", bool, f.data.get("_class_name") != "PNDMScheduler")
+    to_zero = f.take("set_alpha_to_one", (bool, type(None)), None)
+    unfollowed(f, pair, notes)
     data = {
         "height": sides[0] * factor,
         "width": sides[1] * factor,
         "cfg_scale": 5.0 if pair else 7.5,
         "sampler": sampler_of(f, notes),
-        "schedule": schedule_of(f, notes),
+        "schedule": spacing_of(f),
+        "sigma_schedule": sigma_schedule_of(f, notes),
         "steps_offset": offset if pair else 1,  # diffusers' pipeline of one tower sets it so, whatever is there
-        "final_table_sigma": table_end,
+        "final_table_sigma": None if to_zero is None else not to_zero,
         "zero_negative": pair and index.take("force_zeros_for_empty_prompt", bool, True),
     }
     return build(Defaults, data, f.where)
@@ -132,6 +141,8 @@ def sampler_of(f: Fields, notes: list[str]) -> str:
     order = f.take("solver_order", int, 2)
     algorithm = f.take("algorithm_type", str, "dpmsolver++")
     name = SAMPLERS_OF.get(kind, "")
+    if name == "plms" and not f.take("skip_prk_steps", bool, False):
+        notes.append(f"{f.where}: the Runge-Kutta steps of PNDMScheduler are not supported: plms goes without them")
     if kind == "DPMSolverMultistepScheduler":
         name = {("dpmsolver++", 2): "dpmpp_2m", ("sde-dpmsolver++", 2): "dpmpp_2m_sde"}.get((algorithm, order), "")
     if name not in SAMPLER_NAMES:
@@ -140,22 +151,44 @@ def sampler_of(f: Fields, notes: list[str]) -> str:
     return name
 
 
-def schedule_of(f: Fields, notes: list[str]) -> str:
-    """Our name of the folder's spacing; a class that is not told its spacing has its own."""
-    spacing = f.take("timestep_spacing", str, "leading" if f.data.get("_class_name") in LEADING else "linspace")
-    one_of(f"timestep_spacing in {f.where}", spacing, ("linspace", "leading", "trailing"))
+def spacing_of(f: Fields) -> str | None:
+    """Our name of the folder's spacing; None: it leaves that to the sampler."""
+    spacing = f.take("timestep_spacing", (str, type(None)), None)
+    if spacing is not None:
+        one_of(f"timestep_spacing in {f.where}", spacing, ("linspace", "leading", "trailing"))
+    return spacing
+
+
+def sigma_schedule_of(f: Fields, notes: list[str]) -> str | None:
+    """Our name of the folder's levels, for the samplers that can be told them; None: they follow the spacing."""
     for field, name in SPACINGS_OF.items():
         if f.take(field, (bool, type(None)), False):
             if name in SCHEDULE_NAMES:
                 return name
-            notes.append(f"{f.where}: {field} is not supported: {spacing} is taken")
-    return spacing
+            notes.append(f"{f.where}: {field} is not supported: the plain spacing is taken")
+    return None
+
+
+def unfollowed(f: Fields, pair: bool, notes: list[str]) -> None:
+    """Tell what changes the picture in diffusers and is not followed; the rest of HARMLESS does not."""
+    said = [(name, value) for name, value in UNFOLLOWED.items() if f.data.get(name) == value]
+    # The pipeline of one tower sets it to false; else these classes clip where the file does not say.
+    if pair and f.data.get("_class_name") in CLIPPING and f.data.get("clip_sample", True):
+        said.append(("clip_sample", True))
+    notes += [f"{f.where}: {name} {json.dumps(value)} is not supported and left out" for name, value in said]
 
 
 NOISE_OF = {"linear": "linear", "scaled_linear": "scaled_linear"}
 PREDICTION_OF = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 NARROW = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler", "LCMScheduler")
-LEADING = ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler", "")
+CLIPPING = ("DDIMScheduler", "DDPMScheduler")
+UNFOLLOWED = {
+    "final_sigmas_type": "sigma_min",
+    "interpolation_type": "log_linear",
+    "solver_type": "heun",
+    "thresholding": True,
+    "timestep_type": "continuous",
+}
 SPACINGS_OF = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 SAMPLERS_OF = {
     "DDIMScheduler": "ddim",
@@ -179,7 +212,7 @@ WHY = {
     "trained_betas": " (a noise table of its own)",
 }
 HARMLESS = (  # known, and of no meaning here: how the model was trained, stored or made fast
-    *("addition_embed_type_num_heads", "dropout", "upcast_attention", "use_linear_projection", "force_upcast"),
+    *("addition_embed_type_num_heads", "dropout", "upcast_attention", "use_linear_projection"),
     *("addition_time_embed_dim", "projection_class_embeddings_input_dim", "sample_size", "dtype", "torch_dtype"),
     *("architectures", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_factor"),
     *("initializer_range", "transformers_version", "tie_word_embeddings", "projection_dim", "clip_sample"),

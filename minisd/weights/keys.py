@@ -24,9 +24,12 @@ Rules = Mapping[str, str]
 Table = dict[str, str]
 
 
-def unet_keys(config: UNetConfig) -> Table:
-    """minisd name -> name in a diffusers UNet2DConditionModel."""
-    return table(UNet, config, {**UNET_RULES, **level_rules(config.channels)})
+def unet_keys(config: UNetConfig, old: bool = False) -> Table:
+    """minisd name -> name in a diffusers UNet2DConditionModel.
+
+    `old`: the attentions' names by their processors, in LoRA files of before diffusers 0.22.
+    """
+    return table(UNet, config, {**UNET_RULES, **level_rules(config.channels), **(UNET_OLD_RULES if old else {})})
 
 
 def vae_keys(config: VAEConfig, old: bool = False) -> Table:
@@ -37,13 +40,13 @@ def vae_keys(config: VAEConfig, old: bool = False) -> Table:
     return table(VAE, config, {**VAE_RULES, **level_rules(config.channels), **(VAE_OLD_RULES if old else {})})
 
 
-def text_keys(config: TextConfig, prefix: str = "text_model.") -> Table:
+def text_keys(config: TextConfig, prefix: str = "text_model.", old: bool = False) -> Table:
     """minisd name -> name in a transformers CLIPTextModel or CLIPTextModelWithProjection.
 
     Published folders and ...WithProjection have the prefix; transformers 5 saves CLIPTextModel with none.
-    The projection stands outside the prefix.
+    The projection stands outside the prefix. `old`: the attentions' names in LoRA files of early 2023.
     """
-    names = table(CLIPText, config, TEXT_RULES).items()
+    names = table(CLIPText, config, {**TEXT_RULES, **(TEXT_OLD_RULES if old else {})}).items()
     return {ours: theirs if ours.startswith("projection.") else prefix + theirs for ours, theirs in names}
 
 
@@ -160,6 +163,7 @@ UNET_RULES = {
     "ff.proj_in.": "ff.net.0.proj.",
     "ff.proj_out.": "ff.net.2.",
 }
+UNET_OLD_RULES = {"self_attention.": "attn1.processor.", "cross_attention.": "attn2.processor.", "to_out.": "to_out."}
 VAE_RULES = {
     **CONV_RULES,
     "attention.norm.": "attentions.0.group_norm.",
@@ -183,3 +187,4 @@ TEXT_RULES = {
     "final_norm.": "final_layer_norm.",
     "projection.": "text_projection.",
 }
+TEXT_OLD_RULES = {f"attention.to_{x}.": f"self_attn.to_{x}." for x in ("q", "k", "v", "out")}

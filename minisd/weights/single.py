@@ -1,10 +1,12 @@
 """One checkpoint file in an original layout, and the door to every foreign model.
 
-In: a .safetensors or .ckpt file and a tokenizer folder, which no single file carries. Out: a `Model`.
-`load_foreign` takes such a file or a diffusers folder; both become `Parts`, and `assemble` makes a model of them.
+In: a .safetensors or .ckpt file; a tokenizer folder, which no single file carries; perhaps a VAE of its own. Out: a
+`Model`. `load_foreign` takes such a file or a diffusers folder; both become `Parts`, and `assemble` makes a model of
+them. `recognise` tells what a file is from its header.
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,12 +16,14 @@ from ..config import PREDICTION_NAMES, check, one_of
 from ..pipeline import Model
 from ..runtime import pick
 from ..text.tokenizer import Tokenizer
+from . import vae as vaes
 from .detect import UNET, Found, detect, fit
 from .diffusers import TOKENIZERS, Parts, is_diffusers, read_folder
-from .folder import modules
+from .folder import modules, place
+from .hub import find_tokenizers
 from .keys import first
 from .ldm import file_keys, split_fused
-from .tensors import read_header, read_tensors
+from .tensors import Header, read_header, read_tensors
 
 log = logging.getLogger("minisd")
 
@@ -32,14 +36,19 @@ def load_foreign(
     prediction: str | None = None,
     tokenizer: str | Path | None = None,
     variant: str | None = None,
+    vae: str | Path | None = None,
+    offline: bool = False,
     ema: bool = False,
 ) -> Model:
     """Load a diffusers folder or an original single file; what was found is logged in one line.
 
     Args:
         prediction: "eps", "v" or "x0" for a model that does not say (SD 2.x single files); None: as found.
-        tokenizer: for a single file: a tokenizer folder, or one that holds tokenizer/ (and tokenizer_2/).
+        tokenizer: for a single file: a tokenizer folder, or one that holds tokenizer/ (and tokenizer_2/); None: from
+            the hub's cache, else the hub.
         variant: for a folder: which files, such as "fp16"; None: the plain ones where they are there.
+        vae: a file or folder with a VAE that takes the place of the model's own.
+        offline: never ask the hub.
         ema: for a single file: the averaged UNet, where the file has it.
 
     Raises:
@@ -53,33 +62,57 @@ def load_foreign(
         check(is_diffusers(path), f"{path} is not a diffusers folder: it has no model_index.json")
         parts = read_folder(path, variant, prediction)
     else:
-        parts = read_single(path, tokenizer, prediction, ema)
+        parts = read_single(path, tokenizer, prediction, ema, vae)
+        parts.tokenizers = parts.tokenizers or find_tokenizers(parts.config, offline)
+    if vae is not None:
+        vaes.swap(parts, vae)
     return assemble(parts, device, dtype)
 
 
-def read_single(path: Path, tokenizer: str | Path | None, prediction: str | None = None, ema: bool = False) -> Parts:
-    """Read a single file.
+def read_single(
+    path: Path,
+    tokenizer: str | Path | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+    vae: str | Path | None = None,
+) -> Parts:
+    """Read a single file. Without a `tokenizer` the parts have none; with a `vae` they lack it until `vae.swap`.
 
     Raises:
         ValueError: as `load_foreign`.
     """
     tensors = read_tensors(path)
-    metadata = read_header(path).metadata
-    prediction = prediction or METADATA.get(metadata.get("modelspec.prediction_type", ""))
-    try:
-        shapes = {name: tensor.shape for name, tensor in tensors.items()}
-        found = detect(shapes, path.stem, prediction, guess=guess_prediction(tensors))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    _, found = recognise(path, prediction, guess_prediction(tensors))
+    config = found.config
     if ema:
         tensors = use_ema(tensors, found, path)
     aside = {name: tensors[name] for name in found.aside}
-    used = split_fused({name: tensor for name, tensor in tensors.items() if name not in aside})
+    names, used = file_keys(config, found.layout), {k: v for k, v in tensors.items() if k not in aside}
+    if vae is not None:
+        names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("vae.")}
+        own = {name for name in used if name.startswith(found.layout.vae)}
+        used = {name: tensor for name, tensor in used.items() if name not in own}
+        config = config if own else replace(config, vae=vaes.config_of(vae, config.vae))
     with torch.device("meta"):
-        like = modules(found.config).state_dict()
-    fitting = fit(path, found.family, used, file_keys(found.config, found.layout), like)
-    folders = tokenizer_folders(tokenizer, len(found.config.text))
-    return Parts(found.config, fitting, folders, aside, list(found.notes), found.family)
+        like = modules(config).state_dict()
+    fitting = fit(path, found.family, split_fused(used), names, like)
+    folders = [] if tokenizer is None else tokenizer_folders(tokenizer, len(config.text))
+    return Parts(config, fitting, folders, aside, list(found.notes), found.family)
+
+
+def recognise(path: Path, prediction: str | None = None, guess: str = "eps") -> tuple[Header, Found]:
+    """What a single file is, from its header alone.
+
+    Raises:
+        ValueError: damaged, or not a checkpoint that minisd has; one line.
+    """
+    header = read_header(path)
+    shapes = {name: entry.shape for name, entry in header.tensors.items()}
+    try:
+        told = METADATA.get(header.metadata.get("modelspec.prediction_type", ""))
+        return header, detect(shapes, path.stem, prediction or told, guess)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def guess_prediction(tensors: dict[str, Tensor]) -> str:
@@ -101,9 +134,8 @@ def use_ema(tensors: dict[str, Tensor], found: Found, path: Path) -> dict[str, T
     return {**tensors, **{name: tensors[copy] for name, copy in copies.items()}}
 
 
-def tokenizer_folders(tokenizer: str | Path | None, towers: int) -> list[Path]:
+def tokenizer_folders(tokenizer: str | Path, towers: int) -> list[Path]:
     """A tokenizer folder for each tower: the one given, or those inside it. Both of SDXL's are one vocabulary."""
-    check(tokenizer is not None, "a single file carries no tokenizer: give one with --tokenizer DIR")
     folder = Path(tokenizer)
     first_one = folder / TOKENIZERS[0] if (folder / TOKENIZERS[0]).is_dir() else folder
     second = folder / TOKENIZERS[1] if (folder / TOKENIZERS[1]).is_dir() else first_one
@@ -111,27 +143,23 @@ def tokenizer_folders(tokenizer: str | Path | None, towers: int) -> list[Path]:
 
 
 def assemble(parts: Parts, device: str = "auto", dtype: str = "auto") -> Model:
-    """Networks on the meta device, filled with the file's own tensors, then moved and cast one by one.
-
-    The VAE is kept in fp32 where the rest is fp16: SDXL's gives NaN in it.
-    """
+    """Networks on the meta device, filled with the file's own tensors, then moved and cast one by one."""
     with torch.device("meta"):
         networks = modules(parts.config)
     runtime = pick(device, dtype, sum(p.numel() for p in networks.parameters()))
     tokenizers = [Tokenizer(path, text) for path, text in zip(parts.tokenizers, parts.config.text, strict=True)]
+    stored = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in parts.tensors.values()}))
     networks.load_state_dict(parts.tensors, assign=True)
     parts.tensors = {}  # else the file's copy of each tensor would stay beside the cast one
-    for name, network in networks.items():
-        exact = name == "vae" and runtime.dtype == torch.float16
-        network.to(runtime.device, torch.float32 if exact else runtime.dtype, memory_format=torch.channels_last)
-    networks.eval().requires_grad_(False)
+    place(networks, runtime, parts.config.vae)
     left = f"; left aside: {len(parts.aside)} tensors ({first(list(parts.aside))})" if parts.aside else ""
-    log.info("%s: %s, %s%s", parts.config.name, parts.family, runtime.reason, left)
+    log.info("%s: %s, stored as %s, %s%s", parts.config.name, parts.family, stored, runtime.reason, left)
     for note in parts.notes:
         log.warning("%s", note)
     origin = {"model": parts.config.name}
     return Model(parts.config, networks["text"], networks["unet"], networks["vae"], tokenizers, runtime, origin)
 
 
-METADATA = {"v": "v", "v_prediction": "v", "epsilon": "eps", "eps": "eps"}  # modelspec.prediction_type
+# The word under modelspec.prediction_type. https://github.com/Stability-AI/ModelSpec
+METADATA = {"v": "v", "v_prediction": "v", "epsilon": "eps", "eps": "eps", "sample": "x0", "x0": "x0"}
 LAST_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
