@@ -229,12 +229,12 @@ def cause(found: Mapping[str, list[str]]) -> str:
         return f"these tensors belong to another family{known[0]}"
     if shaped:
         return "parts of two models were merged, or the file is damaged"
+    if missing and unexpected:
+        return "a variant of this family whose networks are built otherwise, or names that a tool has changed"
     if missing and all(re.search(r"first_stage_model\.|(^|[./])vae[./]", name) for name in missing):
         return "the file was saved without its VAE, or with only a part of it"
     if missing and all(re.search(r"cond_stage_model\.|conditioner\.|text_encoder", name) for name in missing):
         return "the file was saved without a whole text encoder"
-    if missing and unexpected:
-        return "a variant of this family whose networks are built otherwise, or names that a tool has changed"
     return "the file is incomplete" if missing else "a variant with parts that minisd does not have"
 
 
