@@ -188,6 +188,8 @@ class Config:
         check(widths == dim, f"text width {widths} does not fit the UNet's context_dim {dim}")
         out, latent = self.unet.out_channels, self.vae.latent_channels
         check(out == latent, f"UNet out_channels {out} differ from the VAE's latent_channels {latent}")
+        more, told = self.unet.in_channels, 2 * latent + 1  # a UNet made for inpainting is told mask and picture too
+        check(more in (out, told), f"a UNet of {more} input channels is not known: {out}, or {told} for inpainting")
         check(len({t.max_length for t in self.text}) == 1, "the text towers differ in max_length")
 
     @property
@@ -242,6 +244,7 @@ class Config:
     @staticmethod
     def load(path: str | Path) -> "Config":
         """Read a config file."""
+        check(Path(path).stat().st_size <= 1_000_000, f"{path} has more than 1000000 bytes")
         return Config.from_json(Path(path).read_text(encoding="utf-8"))
 
 

@@ -16,7 +16,8 @@ from .nn.vae import VAE
 
 log = logging.getLogger("minisd")
 
-TILE_FROM = 1024 * 1024  # pixels; a larger picture is decoded in tiles unless the caller says otherwise
+TILE_FROM = 1024 * 1024  # pixels; a larger picture is decoded in tiles unless the caller says otherwise,
+TILE_FROM_CPU = TILE_FROM // 2  # and on a CPU one half as large: there the system ends a process that takes too much
 
 
 def in_batches(count: int, size: int, draw: Callable[[slice], Tensor]) -> Iterator[tuple[slice, Tensor]]:
@@ -45,7 +46,7 @@ def decode(vae: VAE, z: Tensor, tiling: str, seeds: Sequence[int]) -> Tensor:
     An image that overflows in fp16 or bf16 is decoded once more in fp32.
 
     Args:
-        tiling: "on", "off", or "auto": tiles for a picture of more than `TILE_FROM` pixels.
+        tiling: "on", "off", or "auto": tiles for a picture of more than `TILE_FROM` pixels (on a CPU `TILE_FROM_CPU`).
         seeds: of these images, for messages.
 
     Raises:
@@ -53,7 +54,8 @@ def decode(vae: VAE, z: Tensor, tiling: str, seeds: Sequence[int]) -> Tensor:
         torch.OutOfMemoryError: not even one image fits.
     """
     area = z.shape[2] * z.shape[3] * vae.config.factor**2
-    tiled = tiling == "on" or (tiling == "auto" and area > TILE_FROM)
+    border = TILE_FROM_CPU if z.device.type == "cpu" else TILE_FROM
+    tiled = tiling == "on" or (tiling == "auto" and area > border)
     pixels = decode_fitting(vae, z, PIXELS if tiled else 0, tiling != "off")
     bad = broken(pixels)
     if bad.any() and next(vae.parameters()).dtype != torch.float32:

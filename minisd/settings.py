@@ -65,7 +65,7 @@ class Options(TypedDict, total=False):
     guidance_rescale: float | None  # 0 to 1
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
     strength: float | None  # 0 to 1, how far an image is drawn anew
-    vae_tiling: str | None  # decode in strips, to spare memory: "on", "off", or "auto": beyond 1024 x 1024 pixels
+    vae_tiling: str | None  # decode in strips, to spare memory: "on", "off", or "auto": beyond 2^20 pixels (CPU 2^19)
 
 
 def resolve(config: Config, **options: Unpack[Options]) -> Settings:

@@ -145,6 +145,12 @@ def test_unet_config_names_the_level() -> None:
         UNetConfig(depth=(1, 1))
 
 
+def test_a_unet_has_its_own_channels_or_those_of_inpainting() -> None:
+    assert Config.from_json(edited(unet__in_channels=9)).unet.in_channels == 9
+    with pytest.raises(ValueError, match="5 input channels is not known: 4, or 9 for inpainting"):
+        Config.from_json(edited(unet__in_channels=5))
+
+
 def test_200_damaged_configs() -> None:
     report = fuzz("json", 200, seed=3)
     assert set(report["tally"]) == {"loaded", "refused"}, report["tally"]

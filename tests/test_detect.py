@@ -110,6 +110,32 @@ def test_prediction_is_asked_marked_or_usual(
     assert found.notes == ()
 
 
+def test_markers_outrank_metadata_and_metadata_a_guess() -> None:
+    file = FILES["sdxl"] | {"v_pred": torch.empty(0, device="meta"), "ztsnr": torch.empty(0, device="meta")}
+    found = told(file, told="eps")
+    assert found.config.noise.prediction == "v"
+    assert found.config.defaults.schedule == "trailing"  # leading spacing never sees the level without signal
+    assert told(FILES["sdxl"], told="v").config.noise.prediction == "v"
+    assert told(FILES["sd21"], told="eps", guess="v").config.noise.prediction == "eps"
+    assert told(file_of("sd21", in_channels=9), guess="v").config.noise.prediction == "eps"
+
+
+def test_files_made_from_diffusers_folders_are_read() -> None:
+    """SD 2.x with 23 blocks, SDXL with its projection as a linear layer's, position_ids under older names."""
+    file = to_file(fake(TRUE["sd21"]), TRUE["sd21"])
+    file["cond_stage_model.model.transformer.text_model.embeddings.position_ids"] = torch.empty(1, 77, device="meta")
+    found = told(file, prediction="v")
+    assert found.config.text == TRUE["sd21"].text
+    assert found.aside == ("cond_stage_model.model.transformer.text_model.embeddings.position_ids",)
+
+    name = "conditioner.embedders.1.model.text_projection"
+    weight = torch.arange(12.0).reshape(3, 4)
+    assert torch.equal(split_fused({f"{name}.weight": weight})[name], weight)
+    assert torch.equal(split_fused({name: weight})[name], weight.T)
+    file = {k: v for k, v in FILES["sdxl"].items() if k != name} | {f"{name}.weight": FILES["sdxl"][name].T}
+    assert told(file).config == told(FILES["sdxl"]).config
+
+
 def test_sd2_without_a_word_is_guessed_and_the_guess_is_told() -> None:
     name = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
     draw = torch.Generator().manual_seed(0)
@@ -140,6 +166,7 @@ OTHERS = {
     "text_model.encoder.layers.0.mlp.fc1.weight": "a text encoder alone",
     "input_blocks.0.0.weight": "a UNet alone",
     "model.diffusion_model.label_emb.weight": "an upscaler",
+    "model.diffusion_model.time_embed.cond_proj.weight": "an LCM UNet",
     "some.resnet50.conv1.weight": "not an SD 1.x, SD 2.x or SDXL checkpoint: it holds some.resnet50.conv1.weight",
 }
 

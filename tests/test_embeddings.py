@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from minisd.pipeline import Model, generate
 from minisd.text.encode import fit
 from minisd.weights.embeddings import add_embedding, read
+from minisd.weights.load import load
 from minisd.weights.lora import load_loras, unload
-from minisd.weights.single import load_foreign
 
 PROMPTS = {"prompt": "a red <cat-toy> on a <CAT-toy>, blue circle", "negative_prompt": "<cat-toy>"}
 SIZE = {"height": 16, "width": 16}
@@ -45,7 +45,7 @@ def a1111(path: Path, tensor: Tensor, name: str | None = "<cat-toy>", module: bo
 
 @pytest.fixture
 def model(case: Callable[[str], Case]) -> Model:  # noqa: F811
-    return load_foreign(case("sd1").folder, dtype="fp32")
+    return load(case("sd1").folder, dtype="fp32")
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -58,7 +58,7 @@ def test_a_trigger_draws_what_diffusers_draws(
 ) -> None:
     one = case(family)
     pipe = deepcopy(one.pipe)  # its tokenizer and its encoder grow
-    ours = load_foreign(one.folder, dtype="fp32")
+    ours = load(one.folder, dtype="fp32")
     towers = [("clip_l", vectors(count)), ("clip_g", vectors(count, 1))][: len(one.config.text)]
     if family == "sdxl":
         path = written(tmp_path / "both.safetensors", dict(towers))
@@ -78,7 +78,7 @@ def test_a_trigger_draws_what_diffusers_draws(
         for text in lower.values():
             expanded = pipe.maybe_convert_prompt(text, other)
             assert mine.frame(mine.content(text)) == other(expanded, padding="max_length", truncation=True).input_ids
-    plain = load_foreign(one.folder, dtype="fp32")
+    plain = load(one.folder, dtype="fp32")
     assert deviation(generate(plain, **PROMPTS, latents=latents(one), output="latent", steps=2, **SIZE), wanted) > 1e-3
 
 
@@ -158,7 +158,7 @@ def test_special_tokens_stay_plain_text(model: Model, tmp_path: Path) -> None:
 
 def test_new_ids_do_not_lead_the_pooling_astray(case: Callable[[str], Case], tmp_path: Path) -> None:  # noqa: F811
     """They are higher than EOS: a search for the highest id would take their place for the end."""
-    model = load_foreign(case("sdxl").folder, dtype="fp32")
+    model = load(case("sdxl").folder, dtype="fp32")
     tower, tokenizer = model.text[1], model.tokenizers[1]
     tower.final_norm.weight.data.fill_(1.0)
     add_embedding(model, written(tmp_path / "e.safetensors", {"clip_l": vectors(2), "clip_g": vectors(2, 1)}), "<e>")

@@ -17,7 +17,7 @@ from test_folders import BETAS, Case, case, copy, edit, ours, theirs  # noqa: F4
 from minisd.config import SAMPLER_NAMES, Defaults
 from minisd.pipeline import Model
 from minisd.settings import own_schedule, resolve
-from minisd.weights.single import load_foreign
+from minisd.weights.load import load
 
 OWN = 1e-5
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -66,7 +66,7 @@ def told(one: Case, file: str) -> Model:
     none = {} if len(one.config.text) > 1 else {"requires_safety_checker": False}
     one.pipe = type(one.pipe)(**{**one.pipe.components, "scheduler": scheduler}, **none)
     one.pipe.set_progress_bar_config(disable=True)
-    return load_foreign(one.folder, dtype="fp32")
+    return load(one.folder, dtype="fp32")
 
 
 @pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")  # the mending of "bare"
@@ -135,10 +135,10 @@ def test_what_is_not_followed_is_told(
     told(case("sd1"), "SD 1.x")
     folder = copy(case("sd1"), tmp_path)
     edit(folder / SCHEDULER, skip_prk_steps=None, _class_name="EulerDiscreteScheduler")
-    load_foreign(folder)
+    load(folder)
     assert not caplog.text
     edit(folder / SCHEDULER, **fields)
-    load_foreign(folder)
+    load(folder)
     assert line in caplog.text
 
 
@@ -152,7 +152,7 @@ def test_a_clipped_latent_is_told_for_two_towers(
         assert told(case(family), "ddim to zero").config.defaults.final_table_sigma is False
         folder = copy(case(family), tmp_path / family)
         edit(folder / SCHEDULER, clip_sample=None)
-        load_foreign(folder)
+        load(folder)
         assert ("clip_sample true is not supported" in caplog.text) == (family == "sdxl")
 
 
@@ -167,7 +167,7 @@ def test_an_unknown_beta_schedule_is_refused(
     folder = copy(case("sd1"), tmp_path)
     edit(folder / SCHEDULER, beta_schedule=name)
     with pytest.raises(ValueError, match="unknown beta_schedule") as error:
-        load_foreign(folder)
+        load(folder)
     line = str(error.value)
     assert str(folder / SCHEDULER) in line and repr(name) in line and "\n" not in line
     assert line.endswith("choose from linear, scaled_linear")

@@ -213,7 +213,7 @@ def test_what_is_not_in_the_cache_is_told_offline_without_torch(cache: Path) -> 
 def test_without_the_library_the_extra_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["generate", "x", "-m", "owner/name"]) == 2
-    assert "pip install minisd[hub]" in capsys.readouterr().err
+    assert "pip install huggingface_hub" in capsys.readouterr().err
 
 
 def test_what_is_a_hub_id_and_what_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,9 +24,9 @@ from minisd.pipeline import Model, generate
 from minisd.weights.folder import modules
 from minisd.weights.keys import unet_keys
 from minisd.weights.ldm import unet_keys as ldm_keys
+from minisd.weights.load import load
 from minisd.weights.lora import Change, load_loras, parameters, read, unload
 from minisd.weights.lora_names import places
-from minisd.weights.single import load_foreign
 
 TOL = 1e-5
 TOWERS = ("text_encoder", "text_encoder_2")
@@ -123,7 +123,7 @@ def test_a_lora_draws_what_diffusers_draws(
     tmp_path: Path,
 ) -> None:
     one = case(family)
-    model = load_foreign(one.folder, dtype="fp32")
+    model = load(one.folder, dtype="fp32")
     plain, before = ours(one, model), state(model)
     tensors = naming(one)
     mixes = [[(written(tmp_path, tensors), weight)] for weight in (1.0, 0.6)]
@@ -145,7 +145,7 @@ def test_two_at_once_draw_what_diffusers_draws(
     tmp_path: Path,
 ) -> None:
     one = case(family)
-    model = load_foreign(one.folder, dtype="fp32")
+    model = load(one.folder, dtype="fp32")
     two = [(written(tmp_path, kohya(one, 1), "a"), 0.6), (written(tmp_path, peft(one, 2), "b"), -0.3)]
     load_loras(model, two)
     assert deviation(ours(one, model), theirs(one, two)[0]) < TOL
@@ -154,7 +154,7 @@ def test_two_at_once_draw_what_diffusers_draws(
 def test_alphas_in_the_metadata_count(case: Callable[[str], Case], tmp_path: Path) -> None:  # noqa: F811
     """diffusers writes PEFT's settings beside the tensors and follows them; another rank or alpha for some layers."""
     one = case("sd1")
-    model = load_foreign(one.folder, dtype="fp32")
+    model = load(one.folder, dtype="fp32")
     names = [name for part, name, _ in layers(one) if part == "unet"]
     told = {
         "unet.r": 4,
@@ -190,6 +190,32 @@ def old_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def test_peft_alone_says_its_alpha_beside_the_file(
+    case: Callable[[str], Case],  # noqa: F811
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = case("sd1")
+    model = load(one.folder, dtype="fp32")
+    tensors = {k: v for k, v in peft(one).items() if k.startswith("unet.")}
+    alphas = {k.replace(".lora_A.weight", ".alpha"): torch.tensor(32.0) for k in tensors if ".lora_A." in k}
+    load_loras(model, [(written(tmp_path, tensors | alphas, "alphas"), 1.0)])
+    wanted = state(model)
+
+    alone = {k.replace("unet.", "base_model.model.", 1): v for k, v in tensors.items()}
+    path = written(tmp_path, alone | {"bundle_emb.word.string_to_param.*": torch.ones(1, 64)}, "alone")
+    beside = tmp_path / "adapter_config.json"
+    with pytest.raises(ValueError, match=r"lacks adapter_config\.json"):
+        load_loras(model, [(path, 1.0)])
+    beside.write_text(json.dumps({"lora_alpha": 32, "use_dora": True}))
+    with pytest.raises(ValueError, match="a DoRA"):
+        load_loras(model, [(path, 1.0)])
+    beside.write_text(json.dumps({"r": 8, "lora_alpha": 32}))
+    load_loras(model, [(path, 1.0)])
+    assert equal(state(model), wanted)
+    assert "the embeddings it carries are left out: bundle_emb.word" in caplog.text
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_all_namings_of_one_lora_give_the_same_weights(
     case: Callable[[str], Case],  # noqa: F811
@@ -197,7 +223,7 @@ def test_all_namings_of_one_lora_give_the_same_weights(
     tmp_path: Path,
 ) -> None:
     one = case(family)
-    model = load_foreign(one.folder, dtype="fp32")
+    model = load(one.folder, dtype="fp32")
     tensors = peft(one)
     load_loras(model, [(written(tmp_path, tensors), 1.0)])
     wanted = state(model)
@@ -214,7 +240,17 @@ def test_all_namings_of_one_lora_give_the_same_weights(
         stem, word, role = name.removeprefix(part).rpartition(".lora")
         under[f"{prefixes[part]}{stem.replace('.', '_')}{word}{role}"] = tensor
     peft_alone = {f"base_model.model.{k}": v for k, v in unet.items()}
-    versions = [old_names(tensors), adapter, bare, under, {**unet, **rest}, {**peft_alone, **rest}]
+    # PEFT alone says alpha in a file beside: here as large as the rank, which is 3 in feed-forwards, else 4
+    threes = {name: 3 for part, name, _ in layers(one) if part == "unet" and ".ff." in name}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 4, "alpha_pattern": threes}))
+    original = ldm_keys(one.config.unet)
+    original = {theirs: original[ours] for ours, theirs in unet_keys(one.config.unet).items()}
+    comfy = {}
+    for name, tensor in unet.items():  # as ComfyUI saves one
+        stem, word, role = name.rpartition(".lora_")
+        role = {"A.weight": "down.weight", "B.weight": "up.weight"}[role]
+        comfy[f"diffusion_model.{original[stem + '.weight'].removesuffix('.weight')}{word}{role}"] = tensor
+    versions = [old_names(tensors), adapter, bare, under, {**unet, **rest}, {**peft_alone, **rest}, {**comfy, **rest}]
     for i, version in enumerate(versions):
         assert version.keys() != tensors.keys() and len(version) == len(tensors)
         load_loras(model, [(written(tmp_path, version, f"v{i}"), 1.0)])
@@ -282,7 +318,7 @@ PLACE = "unet.mid.transformers.0.blocks.0.self_attention.to_q.weight"
 
 def test_half_precision_is_rounded_once(case: Callable[[str], Case], tmp_path: Path) -> None:  # noqa: F811
     one = case("sd1")
-    model = load_foreign(one.folder, dtype="bf16")
+    model = load(one.folder, dtype="bf16")
     stem, tensors = tiny(one)
     before = state(model)[PLACE]
     load_loras(model, [(written(tmp_path, {k: v.half() for k, v in tensors.items()}), 0.5)])
@@ -299,7 +335,7 @@ def test_half_precision_is_rounded_once(case: Callable[[str], Case], tmp_path: P
 def test_a_second_set_replaces_the_first(case: Callable[[str], Case], tmp_path: Path, caplog) -> None:  # noqa: F811
     caplog.set_level(logging.INFO, "minisd")
     one = case("sd1")
-    model, fresh = (load_foreign(one.folder, dtype="fp32") for _ in range(2))
+    model, fresh = (load(one.folder, dtype="fp32") for _ in range(2))
     before = state(model)
     first, second = written(tmp_path, kohya(one, 1), "first"), written(tmp_path, tiny(one)[1], "second")
     caplog.clear()
@@ -340,7 +376,7 @@ def test_a_lora_of_another_family_is_explained(
         tensors = {k: v[:, :48] if "lora_down" in k and "attn2_to_k" in k else v for k, v in kohya(case("sd2")).items()}
     else:
         tensors = naming(case(other))
-    message = refusal(load_foreign(case(mine).folder, dtype="fp32"), written(tmp_path, tensors))
+    message = refusal(load(case(mine).folder, dtype="fp32"), written(tmp_path, tensors))
     lines = message.splitlines()
     assert 3 <= len(lines) <= 6 and "lora.safetensors does not fit: a LoRA for" in lines[0]
     assert lines[-1].startswith("  likely cause: this LoRA is for "), message
@@ -425,7 +461,7 @@ def test_other_kinds_are_refused_in_one_line(
 
 def test_what_is_damaged_or_left_over_is_refused(case: Callable[[str], Case], tmp_path: Path) -> None:  # noqa: F811
     one = case("sd1")
-    model = load_foreign(one.folder, dtype="fp32")
+    model = load(one.folder, dtype="fp32")
     stem, good = tiny(one)
     down, up, alpha = (f"{stem}.{x}" for x in ("lora_down.weight", "lora_up.weight", "alpha"))
     twin = f"unet.{unet_keys(one.config.unet)[PLACE.removeprefix('unet.')].removesuffix('.weight')}"
@@ -469,7 +505,7 @@ def test_what_is_damaged_or_left_over_is_refused(case: Callable[[str], Case], tm
 
 def test_a_sum_beyond_the_dtype_is_refused(case: Callable[[str], Case], tmp_path: Path) -> None:  # noqa: F811
     one = case("sd1")
-    model = load_foreign(one.folder, dtype="fp32")
+    model = load(one.folder, dtype="fp32")
     model.unet.half()
     before = state(model)
     path = written(tmp_path, {k: v * 100 for k, v in tiny(one)[1].items()})

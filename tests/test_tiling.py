@@ -157,7 +157,7 @@ def test_auto_tiles_large_pictures_only(tiny: VAE, monkeypatch: pytest.MonkeyPat
     tiled = []
     monkeypatch.setattr(guards, "decode_tiled", lambda vae, z, pixels: tiled.append(pixels) or vae.decode(z))
     for tiling, border, wanted in (("auto", 48 * 64, 0), ("auto", 48 * 64 - 1, 1), ("off", 1, 0), ("on", 10**9, 1)):
-        monkeypatch.setattr(guards, "TILE_FROM", border)
+        monkeypatch.setattr(guards, "TILE_FROM_CPU", border)
         tiled.clear()
         guards.decode(tiny, z, tiling, [0])
         assert len(tiled) == wanted, (tiling, border)

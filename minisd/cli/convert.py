@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     with notes(args) as say:
         from ..weights.convert import convert
 
-        names = ("to", "dtype", "overwrite", "tokenizer", "prediction", "variant", "vae", "revision", "offline")
+        names = ("to", "dtype", "overwrite", "tokenizer", "prediction", "variant", "vae", "ema", "revision", "offline")
         with refusing(ValueError):
             told = convert(args.source, args.target, **{name: getattr(args, name) for name in names})
         for note in told:

@@ -19,8 +19,8 @@ def add_model_flags(parser: Parser) -> None:
     add_source_flags(group)
     lora = "a LoRA, at its own strength or times WEIGHT; may be given several times"
     group.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=lora)
-    embedding = "a textual inversion, called by its word in the prompt; may be given several times"
-    group.add_argument("--embedding", action="append", default=[], metavar="FILE", help=embedding)
+    embedding = "a textual inversion, called in the prompt by WORD or by its own; may be given several times"
+    group.add_argument("--embedding", action="append", default=[], metavar="FILE[:WORD]", help=embedding)
 
 
 def add_source_flags(group: Any) -> None:
@@ -29,6 +29,7 @@ def add_source_flags(group: Any) -> None:
     own = "for a single file, which carries none: a tokenizer folder (default: the hub's cache, then the hub)"
     group.add_argument("--tokenizer", metavar="FOLDER", help=own)
     add_choice(group, "--prediction", PREDICTION_NAMES)
+    group.add_argument("--ema", action="store_true", help="of a single file that has it: the averaged UNet")
     group.add_argument("--variant", metavar="NAME", help="which weights of a diffusers folder, such as fp16")
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit of a model on the hub")
     group.add_argument("--offline", action="store_true", help="never ask the hub; what its cache has is taken")
@@ -43,6 +44,7 @@ def check_model(args: argparse.Namespace) -> Config:
         BadInput: the first thing that does not fit.
     """
     args.loras = [parse_lora(text) for text in args.lora]
+    args.embeddings = [parse_embedding(text) for text in args.embedding]
     with refusing():
         source = {"revision": args.revision, "variant": args.variant, "offline": args.offline}
         kind, path = locate(args.model, **source, weights=False)
@@ -53,9 +55,9 @@ def check_model(args: argparse.Namespace) -> Config:
     return config
 
 
-def told(args: argparse.Namespace) -> dict[str, str | None]:
+def told(args: argparse.Namespace) -> dict[str, Any]:
     """What `read_parts` and `check_options` want to know."""
-    return {"tokenizer": args.tokenizer, "prediction": args.prediction, "variant": args.variant}
+    return {"tokenizer": args.tokenizer, "prediction": args.prediction, "variant": args.variant, "ema": args.ema}
 
 
 def foreign_config(kind: str, path: Path, args: argparse.Namespace) -> Config:
@@ -71,7 +73,7 @@ def check_parts(args: argparse.Namespace) -> None:
     Raises:
         ValueError: the first one.
     """
-    files = [Path(path) for path in (*(path for path, _ in args.loras), *args.embedding)]
+    files = [Path(path) for path in (*(path for path, _ in args.loras), *(path for path, _ in args.embeddings))]
     for path in files:
         check(path.is_file(), f"there is no file {str(path)!r}")
     check(args.tokenizer is None or Path(args.tokenizer).is_dir(), f"there is no tokenizer folder {args.tokenizer!r}")
@@ -100,6 +102,12 @@ def parse_lora(text: str) -> tuple[str, float]:
         raise BadInput(f"--lora {text}: there is no such file, and behind the colon {error}") from error
 
 
+def parse_embedding(text: str) -> tuple[str, str | None]:
+    """FILE or FILE:WORD; None: the file's own word."""
+    path, colon, word = text.rpartition(":")
+    return (path, word) if colon and not Path(text).is_file() and Path(path).is_file() else (text, None)
+
+
 def load_model(args: argparse.Namespace, say: Callable[[str], None]) -> Any:
     """Choose the device, say why, load, and put in what else was asked for. Foreign models are told by the log."""
     import torch
@@ -115,12 +123,14 @@ def load_model(args: argparse.Namespace, say: Callable[[str], None]) -> Any:
             say(reason)
         source = {"vae": args.vae, "revision": args.revision, "offline": args.offline}
         model = load(args.model, args.device, args.dtype, **source, **told(args))
-        for path in args.embedding:
+        for path, word in args.embeddings:
             from ..weights.embeddings import add_embedding
 
-            add_embedding(model, path)
+            add_embedding(model, path, word)
         if args.loras:
             from ..weights.lora import load_loras
 
             load_loras(model, args.loras)
+    if model.config.unet.in_channels > model.config.unet.out_channels:
+        say("minisd: note: a model made for inpainting, which is given no picture here: it draws all of it")
     return model

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .ckpt import Entry
-from .detect import Found, detect
+from .detect import FAMILIES, Found, detect
 from .diffusers import TOWERS, Fields, read_config, weight_files
 from .find import sha256
+from .ldm import family_of
 from .lora_names import other_kind, role_of, trained_for
 from .single import LAST_BIAS, guess_prediction, recognise
 from .tensors import read_header, read_tensors
@@ -95,7 +96,7 @@ def about_lora(entries: Entries) -> dict[str, Any]:
     }
 
 
-def about_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
+def about_folder(folder: Path) -> dict[str, Any]:
     """A diffusers folder: the same, network by network.
 
     Raises:
@@ -103,10 +104,12 @@ def about_folder(folder: Path, variant: str | None = None) -> dict[str, Any]:
     """
     notes: list[str] = []
     config = read_config(folder, Fields.of(folder, "model_index.json", optional=True), notes)
-    said: dict[str, Any] = {"folder": str(folder), "kind": "a diffusers folder", "prediction": config.noise.prediction}
+    family = f"{FAMILIES[family_of(config)]} (context {config.unet.context_dim}, {config.noise.prediction})"
+    said: dict[str, Any] = {"folder": str(folder), "kind": "a diffusers folder", "family": family}
+    said["prediction"] = config.noise.prediction
     parts: dict[str, dict[str, Any]] = {"parameters": {}, "dtype": {}, "sha256": {}}
     for name in (*TOWERS[: len(config.text)], "unet", "vae"):
-        files, told = weight_files(folder / name, variant)
+        files, told = weight_files(folder / name)
         entries = {key: entry for file in files for key, entry in read_header(file).tensors.items()}
         parts["parameters"][name], parts["dtype"][name] = count(entries), dtypes(entries)
         parts["sha256"] |= {f"{name}/{file.name}": sha256(file) for file in files}

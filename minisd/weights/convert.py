@@ -62,6 +62,7 @@ def convert(
     prediction: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    ema: bool = False,
     revision: str | None = None,
     offline: bool = False,
 ) -> list[str]:
@@ -73,7 +74,7 @@ def convert(
         to: "ldm" (the original single file), "diffusers" or "minisd"; None: ldm for a file, diffusers for a folder.
         dtype: "fp32", "fp16", "bf16", or "keep" for the source's own.
         overwrite: the target may exist; a folder is replaced only where it is a model.
-        tokenizer, prediction, variant, vae, revision, offline: as in `minisd.load`.
+        tokenizer, prediction, variant, vae, ema, revision, offline: as in `minisd.load`.
 
     Returns:
         Notes: what the new layout has no place for.
@@ -86,7 +87,7 @@ def convert(
     check(to != "ldm" or tokenizer is None, "a single file carries no tokenizer: leave it out")
     kind, path = locate(source, revision=revision, variant=variant, offline=offline)
     check(apart(path.resolve(), target.resolve()), f"{target} and {path} are one, or one lies in the other")
-    asked = {"tokenizer": tokenizer, "prediction": prediction, "variant": variant}
+    asked = {"tokenizer": tokenizer, "prediction": prediction, "variant": variant, "ema": ema}
     check_options(kind, path, **asked)
     parts = named(read_parts(kind, path, vae=vae, **asked), source)
     if to != "ldm":

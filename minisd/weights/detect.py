@@ -33,13 +33,17 @@ class Found:
     notes: tuple[str, ...]  # what was guessed
 
 
-def detect(shapes: Shapes, name: str, prediction: str | None = None, guess: str = "eps") -> Found:
+def detect(
+    shapes: Shapes, name: str, prediction: str | None = None, guess: str = "eps", told: str | None = None
+) -> Found:
     """Find out what a file is.
 
     Args:
         shapes: every tensor's shape, under the file's own names.
         name: what to call the model.
-        prediction: "eps", "v" or "x0" where the caller knows; None: from marker keys, else `guess`.
+        prediction: "eps", "v" or "x0" where the caller knows; None: from marker keys, else `told`, else `guess`.
+        guess: for an SD 2.x UNet that says nothing.
+        told: by the file's metadata.
 
     Raises:
         ValueError: it is not an SD 1.x, SD 2.x or SDXL checkpoint; one line that says what it seems to be.
@@ -55,21 +59,25 @@ def detect(shapes: Shapes, name: str, prediction: str | None = None, guess: str 
     check(width == unet.context_dim, f"{name} joins parts of two models: {parts}")
     vae = vae_config(part(shapes, layout.vae), family)
     bare = {key.rsplit(".", 1)[-1] for key in shapes if key.count(".") <= 1}
-    prediction, notes = choose_prediction(family, prediction, guess, bare)
+    # SD 2.x inpainting models predict eps; the guess is not for them.
+    unsure = family == "sd2" and unet.in_channels == unet.out_channels
+    prediction, notes = choose_prediction(prediction, told, guess if unsure else None, bare)
     noise = NoiseConfig(prediction=prediction, zero_snr="ztsnr" in bare)
-    config = Config(name, text, unet, vae, noise, defaults(family, vae, prediction))
+    config = Config(name, text, unet, vae, noise, defaults(family, vae, noise))
     extra = ", inpainting" if unet.in_channels == 2 * vae.latent_channels + 1 else ""
     words = f"{FAMILIES[family]} (context {unet.context_dim}, {prediction}{extra})"
     return Found(words, config, layout, aside(shapes, layout, text), notes)
 
 
-def choose_prediction(family: str, asked: str | None, guess: str, bare: Collection[str]) -> tuple[str, tuple[str, ...]]:
-    """What the UNet predicts, and a note where nobody said so: SD 2.x has both kinds in one shape."""
-    if asked is None and ("v_pred" in bare or "ztsnr" in bare):
-        return "v", ()
-    unsure = asked is None and family == "sd2"
-    note = f"an SD 2.x file does not say what its UNet predicts: {guess} is a guess from its weights"
-    return asked or (guess if family == "sd2" else "eps"), (note,) * unsure
+def choose_prediction(
+    asked: str | None, told: str | None, guess: str | None, bare: Collection[str]
+) -> tuple[str, tuple[str, ...]]:
+    """What the UNet predicts, and a note where it is a guess: SD 2.x has both kinds in one shape."""
+    marked = "v" if "v_pred" in bare or "ztsnr" in bare else None
+    said = asked or marked or told
+    if said or guess is None:
+        return said or "eps", ()
+    return guess, (f"an SD 2.x file does not say what its UNet predicts: {guess} is a guess from its weights",)
 
 
 def find_layout(shapes: Shapes, name: str) -> tuple[Layout, str]:
@@ -144,7 +152,8 @@ def vae_config(shapes: Shapes, family: str) -> VAEConfig:
 
 
 def text_config(shapes: Shapes, family: str, tower: int, prefix: str) -> TextConfig:
-    """Read a text tower's config off its shapes. SD 2.x was trained on the last block but one: the last is left."""
+    """Read a text tower's config off its shapes. SD 2.x was trained on the last block but one of 24: the last is left
+    out here, as it is in files made from diffusers folders."""
     openclip = is_openclip(prefix)
     names = OPENCLIP_NAMES if openclip else HF_NAMES
     try:
@@ -156,18 +165,23 @@ def text_config(shapes: Shapes, family: str, tower: int, prefix: str) -> TextCon
     return TextConfig(
         vocab_size=vocab,
         width=width,
-        layers=max(1, layers - 1) if family == "sd2" else layers,
+        layers=layers if family != "sd2" else min(layers, 23) if width == 1024 else max(1, layers - 1),
         heads=max(1, width // 64),
         hidden=hidden,
         max_length=length,
         activation="gelu" if openclip else "quick_gelu",
-        projection=shapes.get("text_projection", (0, width))[1] if tower else 0,
+        projection=projection_width(shapes, width) if tower else 0,
         pooled=tower > 0,
         final_norm=family != "sdxl",
         bos_id=vocab - 2,
         eos_id=vocab - 1,
         pad_id=0 if openclip else vocab - 1,
     )
+
+
+def projection_width(shapes: Shapes, width: int) -> int:
+    """Of a pooled vector: OpenCLIP's matrix is (width, projection), a linear layer's (projection, width)."""
+    return shapes.get("text_projection.weight", shapes.get("text_projection", (0, width))[::-1])[0]
 
 
 def count(shapes: Shapes, pattern: str) -> int:
@@ -180,10 +194,12 @@ def norm_groups(channels: Collection[int]) -> int:
     return next(g for g in (32, 16, 8, 4, 2, 1) if all(c % g == 0 for c in channels))
 
 
-def defaults(family: str, vae: VAEConfig, prediction: str) -> Defaults:
-    """The size the family was trained at, in latents, and its usual guidance."""
-    side = vae.factor * (128 if family == "sdxl" else 96 if (family, prediction) == ("sd2", "v") else 64)
-    return Defaults(width=side, height=side, cfg_scale=5.0 if family == "sdxl" else 7.5)
+def defaults(family: str, vae: VAEConfig, noise: NoiseConfig) -> Defaults:
+    """The size the family was trained at, in latents, its usual guidance, and the level without signal where it has
+    learnt one: leading spacing never gets there."""
+    side = vae.factor * (128 if family == "sdxl" else 96 if (family, noise.prediction) == ("sd2", "v") else 64)
+    schedule = "trailing" if noise.zero_snr else "leading"
+    return Defaults(width=side, height=side, cfg_scale=5.0 if family == "sdxl" else 7.5, schedule=schedule)
 
 
 def aside(shapes: Shapes, layout: Layout, text: tuple[TextConfig, ...]) -> tuple[str, ...]:
@@ -191,10 +207,11 @@ def aside(shapes: Shapes, layout: Layout, text: tuple[TextConfig, ...]) -> tuple
     prefixes = (layout.unet, layout.vae, *layout.text)
     strays = [f"{layout.vae}loss."]
     for prefix, tower in zip(layout.text, text, strict=True):
-        strays += [prefix + name for name in ("embeddings.position_ids", "logit_scale", "attn_mask")]
+        strays += [prefix + name for name in ("logit_scale", "attn_mask")]
         if is_openclip(prefix) and not tower.pooled:
             strays += [f"{prefix}transformer.resblocks.{tower.layers}.", f"{prefix}text_projection"]
-    return tuple(key for key in shapes if not key.startswith(prefixes) or key.startswith(tuple(strays)))
+    known = (*strays,)
+    return tuple(k for k in shapes if not k.startswith(prefixes) or k.startswith(known) or k.endswith("position_ids"))
 
 
 def fit(path: str | Path, family: str, tensors: Tensors, table: Table, like: Tensors) -> dict[str, Tensor]:
@@ -273,6 +290,7 @@ OTHER_KINDS = {  # a pattern of one name -> what a file with it is
     r"(^|\.)conditioner\.embedders\.0\.model\.": "the SDXL refiner, which minisd does not have: use the base model",
     r"^edm_mean$|^edm_vpred\.": "an SDXL model trained on another noise table (EDM), which minisd does not have",
     r"^(unet\.)?down_blocks\.": "a diffusers UNet alone: give the folder that it comes from",
+    r"\.time_embed\.cond_proj\.": "an LCM UNet (time_cond_proj_dim), which minisd does not have",
     r"\.label_emb\.weight$": "an upscaler with class embeddings, which minisd does not have",
     r"^(encoder\.down\.|decoder\.up\.|encoder\.down_blocks\.)": "a VAE alone: give it with --vae, beside a model",
     r"^(text_model\.)?encoder\.layers\.": "a text encoder alone",

@@ -14,7 +14,8 @@ from ..config import PREDICTION_NAMES, Config, check, one_of
 
 WEIGHTS = "model.safetensors"
 BUNDLED = Path(__file__).parent.parent / "models" / "mini"
-MAX_HEADER = 100_000_000  # bytes, the safetensors format's own limit
+MAX_HEADER = 1 << 23  # bytes; SDXL's has 300 kB, and as Python's objects a header is a hundred times as large
+MAX_INDEX = 1_000_000
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")  # of files with weights
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9][A-Za-z0-9_.-]{0,95}")  # owner/name
 
@@ -50,7 +51,7 @@ def locate(
 
 
 def check_options(
-    kind: str, path: Path, tokenizer: str | Path | None, prediction: str | None, variant: str | None
+    kind: str, path: Path, tokenizer: str | Path | None, prediction: str | None, variant: str | None, ema: bool
 ) -> None:
     """Refuse what means nothing to a model of this kind.
 
@@ -62,6 +63,7 @@ def check_options(
     told = {"minisd": "a minisd folder says it itself", "diffusers": "a diffusers folder has its own"}.get(kind, "")
     check(tokenizer is None or kind == "file", f"tokenizer is for a single file, not for {path}: {told}")
     check(prediction is None or kind != "minisd", f"prediction is for foreign models, not for {path}: {told}")
+    check(not ema or kind == "file", f"ema is for a single file, not for {path}")
     check(variant is None or kind == "diffusers", f"variant is for a diffusers folder, not for {path}")
 
 
@@ -125,7 +127,11 @@ def header(path: Path) -> dict[str, dict]:
 
 def count_parameters(folder: Path) -> int:
     """How many numbers the weights of a model folder hold."""
-    return sum(math.prod(entry["shape"]) for entry in header(folder / WEIGHTS).values())
+    entries = header(folder / WEIGHTS)
+    try:
+        return sum(math.prod(entry["shape"]) for entry in entries.values())
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / WEIGHTS} is damaged: a tensor in its header has no shape") from error
 
 
 def sha256(path: Path) -> str:
@@ -137,9 +143,13 @@ def sha256(path: Path) -> str:
 def recorded_hash(folder: Path) -> str:
     """The weights' hash as index.json has it; computed where there is none."""
     index = folder / "index.json"
-    if index.is_file():
-        return json.loads(index.read_text(encoding="utf-8"))["sha256"][WEIGHTS]
-    return sha256(folder / WEIGHTS)
+    if not index.is_file():
+        return sha256(folder / WEIGHTS)
+    check(index.stat().st_size <= MAX_INDEX, f"{index} has more than {MAX_INDEX} bytes")
+    try:
+        return str(json.loads(index.read_text(encoding="utf-8"))["sha256"][WEIGHTS])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{index} does not hold the hash of {WEIGHTS}") from error
 
 
 OTHER_KINDS = {

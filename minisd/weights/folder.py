@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,6 +23,7 @@ from ..pipeline import Model
 from ..runtime import Runtime, pick
 from ..text.tokenizer import Tokenizer
 from .find import BUNDLED, WEIGHTS, find, read_config, recorded_hash, sha256  # noqa: F401  (handed on)
+from .tensors import read_tensors
 
 
 def load(model: str | Path | None = None, device: str = "auto", dtype: str = "auto") -> Model:
@@ -42,12 +42,7 @@ def load(model: str | Path | None = None, device: str = "auto", dtype: str = "au
     with torch.device("meta"):
         parts = modules(config)
     runtime = pick(device, dtype, sum(p.numel() for p in parts.parameters()))
-    try:
-        with safe_open(folder / WEIGHTS, "pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from error
-    fill(parts, tensors, f"{folder / WEIGHTS}")
+    fill(parts, read_tensors(folder / WEIGHTS), f"{folder / WEIGHTS}")
     place(parts, runtime, config.vae)
     tokenizers = [Tokenizer(folder / name, text) for name, text in zip(TOKENIZERS, config.text, strict=False)]
     origin = {"model": config.name, "model_sha256": recorded_hash(folder)}
@@ -83,6 +78,7 @@ def fill(parts: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
         "missing": [k for k in wanted if k not in tensors],
         "unexpected": [k for k in tensors if k not in wanted],
         "mis-shaped": [k for k in wanted if k in tensors and wanted[k].shape != tensors[k].shape],
+        "of whole numbers": [k for k in tensors if not tensors[k].is_floating_point()],
     }
     said = [f"{len(names)} {kind} ({', '.join(names[:3])}…)" for kind, names in faults.items() if names]
     check(not said, f"{where} does not fit its config: {'; '.join(said)}")

@@ -124,7 +124,7 @@ def default_settings(f: Fields, index: Fields, size: int | list, factor: int, pa
     data = {
         "height": sides[0] * factor,
         "width": sides[1] * factor,
-        "cfg_scale": 5.0 if pair else 7.5,
+        "cfg_scale": 5.0 if pair and "Inpaint" not in index.take("_class_name", str, "") else 7.5,
         "sampler": sampler_of(f, notes),
         "schedule": spacing_of(f),
         "sigma_schedule": sigma_schedule_of(f, notes),
@@ -172,6 +172,7 @@ def sigma_schedule_of(f: Fields, notes: list[str]) -> str | None:
 def unfollowed(f: Fields, pair: bool, notes: list[str]) -> None:
     """Tell what changes the picture in diffusers and is not followed; the rest of HARMLESS does not."""
     said = [(name, value) for name, value in UNFOLLOWED.items() if f.data.get(name) == value]
+    said += [(name, f.data[name]) for name in ("sigma_min", "sigma_max") if f.data.get(name) is not None]
     # The pipeline of one tower sets it to false; else these classes clip where the file does not say.
     if pair and f.data.get("_class_name") in CLIPPING and f.data.get("clip_sample", True):
         said.append(("clip_sample", True))
@@ -188,6 +189,8 @@ UNFOLLOWED = {
     "solver_type": "heun",
     "thresholding": True,
     "timestep_type": "continuous",
+    "use_lu_lambdas": True,
+    "variance_type": "fixed_large",
 }
 SPACINGS_OF = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 SAMPLERS_OF = {

@@ -4,6 +4,7 @@ In: owner/name. Out: a folder of the cache. Only .json, .txt and .safetensors ar
 parts, and of each network one variant; files that can hold code are not. https://huggingface.co/docs/huggingface_hub
 """
 
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def library(what: str) -> ModuleType:
     try:
         import huggingface_hub.constants  # which its lazy front door does not offer
     except ImportError as error:
-        raise ValueError(f"{what} is on the hub, which takes huggingface_hub: pip install minisd[hub]") from error
+        raise ValueError(f"{what} is on the hub, which takes another library: pip install huggingface_hub") from error
     return huggingface_hub
 
 
@@ -72,6 +73,8 @@ def asking(repo: str, offline: bool) -> Iterator[None]:
         reason = next(text for kind, text in reasons.items() if isinstance(error, kind))
         raise ValueError(f"{repo} {reason}") from error
     except (OSError, *errors.HfHubHTTPError.__bases__) as error:  # the HTTP library's own errors, whichever it is
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EACCES, errno.EROFS):
+            raise  # the disk's own words say it better
         told = " ".join(f"{type(error).__name__}: {error}".split())[:150]
         raise ValueError(f"{repo}: the hub cannot be reached (--offline takes what its cache has): {told}") from error
 

@@ -119,11 +119,16 @@ def block_rules(config: UNetConfig) -> Rules:
 
 
 def split_fused(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take OpenCLIP's q, k, v apart and turn its projection; everything else stays. No tensor is copied."""
+    """Take OpenCLIP's q, k, v apart and turn its projection; everything else stays. No tensor is copied.
+
+    diffusers' own converter writes the projection as a linear layer's, which is turned already.
+    """
     found = {}
     for name, tensor in tensors.items():
         stem, _, kind = name.rpartition("attn.in_proj_")
-        if stem and kind in ("weight", "bias"):
+        if name.endswith("model.text_projection.weight"):
+            found[name.removesuffix(".weight")] = tensor
+        elif stem and kind in ("weight", "bias"):
             found.update({f"{stem}attn.{x}.{kind}": part for x, part in zip("qkv", tensor.chunk(3), strict=True)})
         else:
             found[name] = tensor.T if turned(name, tensor) else tensor

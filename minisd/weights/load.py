@@ -31,6 +31,7 @@ def load(
     prediction: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    ema: bool = False,
     revision: str | None = None,
     offline: bool = False,
 ) -> Model:
@@ -45,13 +46,14 @@ def load(
         prediction: "eps", "v" or "x0" where a foreign model does not say.
         variant: for a diffusers folder: which of its weights, such as "fp16".
         vae: a file or folder whose VAE takes the place of the model's own.
+        ema: of a single file: the averaged copy of its UNet, which some carry for training on.
         revision: of a model on the hub: a branch, tag or commit.
         offline: never ask the hub, its cache only.
 
     Raises:
         ValueError: no model there, damaged or of a kind minisd does not have, or a device that is not there.
     """
-    asked = {"tokenizer": tokenizer, "prediction": prediction, "variant": variant}
+    asked = {"tokenizer": tokenizer, "prediction": prediction, "variant": variant, "ema": ema}
     kind, path = locate(model, revision=revision, variant=variant, offline=offline)
     check_options(kind, path, **asked)
     if kind == "minisd" and vae is None:
@@ -59,8 +61,10 @@ def load(
     parts = named(read_parts(kind, path, vae=vae, **asked), model)
     parts.tokenizers = parts.tokenizers or find_tokenizers(parts.config, offline)
     found = assemble(parts, device, dtype)
-    if vae is not None:
-        found.origin["vae"] = Path(vae).name
+    # What another load would have to say too, for the pictures' recipes.
+    told = {"prediction": prediction, "variant": variant, "ema": ema or None, "revision": revision}
+    told["vae"] = None if vae is None else Path(vae).name
+    found.origin |= {name: str(value) for name, value in told.items() if value is not None}
     return found
 
 
@@ -72,6 +76,7 @@ def read_parts(
     prediction: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    ema: bool = False,
 ) -> Parts:
     """The parts of a model that `locate` has found. Those of a single file have no tokenizers, unless one is given.
 
@@ -79,7 +84,7 @@ def read_parts(
         ValueError: as `load`.
     """
     if kind == "file":
-        parts = read_single(path, tokenizer, prediction, vae=vae)
+        parts = read_single(path, tokenizer, prediction, ema, vae)
     else:
         parts = read_own(path) if kind == "minisd" else read_folder(path, variant, prediction)
     if vae is not None:

@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from ..config import Config, check
 from ..pipeline import Model
 from .detect import known_as
+from .foreign import Fields
 from .keys import first, flat
 from .lora_names import other_kind, places, role_of, trained_for
 from .tensors import read_header, read_tensors
@@ -135,13 +136,17 @@ def read(path: Path, config: Config, shapes: Mapping[str, torch.Size]) -> dict[s
         ValueError: as `load_loras`.
     """
     tensors = read_tensors(path)
+    bundled = [name for name in tensors if name.startswith("bundle_emb.")]
+    if bundled:
+        log.warning("%s: the embeddings it carries are left out: %s", path, first(bundled))
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in bundled}
     kind = other_kind(tensors)
     check(not kind, f"{path} is {kind}")
     check(any(role_of(name)[1] for name in tensors), f"{path} is not a LoRA: it holds {first(list(tensors))}")
     bad = [name for name, tensor in tensors.items() if not sound(name, tensor)]
     check(not bad, f"{path} is damaged: {len(bad)} tensors hold other than finite numbers ({first(bad)})")
     found, faults = sort_in(tensors, places(config))
-    told = told_alphas(path)
+    told = told_by_peft(path) if any(name.startswith(PEFT) for name in tensors) else told_alphas(path)
     changes = {}
     for name, (stem, roles) in found.items():
         if not {"down", "up"} <= roles.keys():
@@ -193,6 +198,18 @@ def told_alphas(path: Path) -> dict[str, object]:
     return told
 
 
+def told_by_peft(path: Path) -> dict[str, object]:
+    """The same of a file that PEFT saved by itself: it lies in adapter_config.json beside the file.
+
+    Raises:
+        ValueError: it is not there, or asks for a DoRA.
+    """
+    config = Fields.of(path.parent, "adapter_config.json")
+    check(not config.data.get("use_dora"), f"{config.where}: a DoRA, which minisd does not read")
+    part = PEFT.partition(".")[0]
+    return {f"{part}.{key}": config.data.get(key) for key in ("lora_alpha", "alpha_pattern", "use_rslora")}
+
+
 def scale_of(stem: str, roles: Mapping[str, Tensor], told: Mapping[str, object]) -> float:
     """alpha / rank, or alpha / sqrt(rank) where the metadata say so (rsLoRA); no alpha: 1. NaN: it is no number."""
     rank = max([1, *roles["down"].shape[:1]])
@@ -234,6 +251,7 @@ def misfit(path: Path, tensors: Mapping[str, Tensor], config: Config, faults: Fa
     return "\n".join([f"{path} does not fit: {kind}", *told[:4], f"  likely cause: {cause}"]) if told else ""
 
 
+PEFT = "base_model.model."
 FAULTS = (
     *("of no place in the model", "of another shape", "without their other half", "given twice"),
     "with an alpha that is no number",

@@ -35,6 +35,7 @@ def stems(config: Config) -> Iterator[tuple[str, str]]:
     new, old = unet_keys(config.unet), unet_keys(config.unet, old=True)
     for names in (new, ldm.unet_keys(config.unet)):  # kohya trains SDXL under the original names
         yield from ((f"lora_unet_{theirs.replace('.', '_')}", f"unet.{ours}") for ours, theirs in names.items())
+    yield from ((f"diffusion_model.{theirs}", f"unet.{ours}") for ours, theirs in ldm.unet_keys(config.unet).items())
     for names in (new, old):
         yield from ((f"{p}{theirs}", f"unet.{ours}") for p in UNET_PREFIXES for ours, theirs in names.items())
     for i, tower in enumerate(config.text):

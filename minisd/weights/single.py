@@ -1,8 +1,8 @@
-"""One checkpoint file in an original layout, and the door to every foreign model.
+"""One checkpoint file in an original layout.
 
-In: a .safetensors or .ckpt file; a tokenizer folder, which no single file carries; perhaps a VAE of its own. Out: a
-`Model`. `load_foreign` takes such a file or a diffusers folder; both become `Parts`, and `assemble` makes a model of
-them. `recognise` tells what a file is from its header.
+In: a .safetensors or .ckpt file; a tokenizer folder, which no single file carries; perhaps a VAE of its own. Out: its
+`Parts`, and from the parts of any foreign model, by `assemble`, a `Model`. `recognise` tells what a file is from its
+header.
 """
 
 import logging
@@ -12,61 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import PREDICTION_NAMES, check, one_of
+from ..config import check
 from ..pipeline import Model
 from ..runtime import pick
 from ..text.tokenizer import Tokenizer
 from . import vae as vaes
 from .detect import UNET, Found, detect, fit
-from .diffusers import TOKENIZERS, Parts, is_diffusers, read_folder
+from .diffusers import TOKENIZERS, Parts
 from .folder import modules, place
-from .hub import find_tokenizers
 from .keys import first
 from .ldm import file_keys, split_fused
 from .tensors import Header, read_header, read_tensors
 
 log = logging.getLogger("minisd")
-
-
-def load_foreign(
-    path: str | Path,
-    device: str = "auto",
-    dtype: str = "auto",
-    *,
-    prediction: str | None = None,
-    tokenizer: str | Path | None = None,
-    variant: str | None = None,
-    vae: str | Path | None = None,
-    offline: bool = False,
-    ema: bool = False,
-) -> Model:
-    """Load a diffusers folder or an original single file; what was found is logged in one line.
-
-    Args:
-        prediction: "eps", "v" or "x0" for a model that does not say (SD 2.x single files); None: as found.
-        tokenizer: for a single file: a tokenizer folder, or one that holds tokenizer/ (and tokenizer_2/); None: from
-            the hub's cache, else the hub.
-        variant: for a folder: which files, such as "fp16"; None: the plain ones where they are there.
-        vae: a file or folder with a VAE that takes the place of the model's own.
-        offline: never ask the hub.
-        ema: for a single file: the averaged UNet, where the file has it.
-
-    Raises:
-        ValueError: it is no model that minisd has, damaged, or does not fit; at most six lines say why.
-    """
-    path = Path(path)
-    if prediction is not None:
-        one_of("prediction", prediction, PREDICTION_NAMES)
-    check(path.exists(), f"there is no model at {str(path)!r}")
-    if path.is_dir():
-        check(is_diffusers(path), f"{path} is not a diffusers folder: it has no model_index.json")
-        parts = read_folder(path, variant, prediction)
-    else:
-        parts = read_single(path, tokenizer, prediction, ema, vae)
-        parts.tokenizers = parts.tokenizers or find_tokenizers(parts.config, offline)
-    if vae is not None:
-        vaes.swap(parts, vae)
-    return assemble(parts, device, dtype)
 
 
 def read_single(
@@ -79,7 +37,7 @@ def read_single(
     """Read a single file. Without a `tokenizer` the parts have none; with a `vae` they lack it until `vae.swap`.
 
     Raises:
-        ValueError: as `load_foreign`.
+        ValueError: it is no model that minisd has, damaged, or does not fit; at most six lines say why.
     """
     tensors = read_tensors(path)
     _, found = recognise(path, prediction, guess_prediction(tensors))
@@ -109,8 +67,8 @@ def recognise(path: Path, prediction: str | None = None, guess: str = "eps") -> 
     header = read_header(path)
     shapes = {name: entry.shape for name, entry in header.tensors.items()}
     try:
-        told = METADATA.get(header.metadata.get("modelspec.prediction_type", ""))
-        return header, detect(shapes, path.stem, prediction or told, guess)
+        said = (METADATA.get(header.metadata.get(key, "")) for key in METADATA_KEYS)
+        return header, detect(shapes, path.stem, prediction, guess, next(filter(None, said), None))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -160,6 +118,7 @@ def assemble(parts: Parts, device: str = "auto", dtype: str = "auto") -> Model:
     return Model(parts.config, networks["text"], networks["unet"], networks["vae"], tokenizers, runtime, origin)
 
 
-# The word under modelspec.prediction_type. https://github.com/Stability-AI/ModelSpec
+# https://github.com/Stability-AI/ModelSpec, and the same as ComfyUI writes it
+METADATA_KEYS = ("modelspec.prediction_type", "modelspec.predict_key")
 METADATA = {"v": "v", "v_prediction": "v", "epsilon": "eps", "eps": "eps", "sample": "x0", "x0": "x0"}
 LAST_BIAS = "output_blocks.11.1.transformer_blocks.0.norm1.bias"
