@@ -13,7 +13,7 @@
 import minisd
 from minisd.diffusion.denoise import denoiser
 from minisd.diffusion.guidance import guided
-from minisd.diffusion.samplers import dpmpp_2m, final
+from minisd.diffusion.samplers import euler_a, final
 from minisd.diffusion.schedule import make_plan
 from minisd.image import grid, to_pil
 from minisd.nn.attention import explicit, weights
@@ -69,8 +69,9 @@ print(len(prepared.kv), "cross-attentions in this UNet")
 # %%
 factor, defaults = model.config.vae.factor, model.config.defaults
 shape = (model.config.unet.in_channels, defaults.height // factor, defaults.width // factor)
-noise = ImageNoise(seeds=[0], shape=shape, device=model.runtime.device)()
-plan = make_plan(model.table, defaults.steps, "dpmpp_2m", defaults.schedule, defaults.steps_offset)
+draw = ImageNoise(seeds=[0], shape=shape, device=model.runtime.device)
+noise = draw()
+plan = make_plan(model.table, defaults.steps, "euler_a", defaults.schedule, defaults.steps_offset)
 x = noise * plan.start
 show("x", x, f"(b, c, h, w) at sigma {plan.sigmas[0]:.3g}")
 show("sigmas", plan.sigmas, "(steps + 1,), the last is 0: " + " ".join(f"{s:.3g}" for s in plan.sigmas[1:6]) + " ...")
@@ -106,16 +107,17 @@ for position in by_word.argsort(descending=True)[:6].tolist():
 # %% [markdown]
 # ## 6. Step by step to a latent
 # `denoise(x, sigma)` is the model's whole opinion of what the clean latent is. Guidance asks with and without the
-# prompt and goes further in the direction of the difference. The sampler only decides how far to move.
+# prompt and goes further in the direction of the difference. The sampler only decides how far to move; this one
+# ("Euler a") adds fresh noise of the same seed at every step, which lets it mend what went wrong before.
 
 # %%
 predict = guided(model.unet, cond, uncond, scale=defaults.cfg_scale)
 denoise = denoiser(predict, plan, model.config.noise.prediction)
 estimates = []
-for step in dpmpp_2m(denoise, x, plan):
+for step in euler_a(denoise, x, plan, noise=draw):
     x = step.x
     estimates.append(step.denoised)
-    if step.i % 4 == 0:
+    if step.i % 5 == 0:
         show(f"step {step.i} denoised", step.denoised, f"estimate of x0 at sigma {step.sigma:.3g}")
 latent = final(x, plan)
 show("latent", latent, "(b, c, h, w)")

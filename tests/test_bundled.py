@@ -57,15 +57,10 @@ def test_fp32_on_a_cpu(model: Model) -> None:
     assert {p.dtype for part in (model.text, model.unet, model.vae) for p in part.parameters()} == {torch.float32}
 
 
-def test_the_readmes_picture_has_its_parts(model: Model) -> None:
-    """Two objects of the prompt's colours on its background, in most of four seeds.
-
-    Shapes and relations are asked of it when the model has learned them: see weights.md.
-    """
-    readings = [read(picture) for picture in minisd.generate(model, PROMPT, seed=0, num_images=4)]
-    assert all(reading.background == "white" for reading in readings)
-    right = sum({"red", "blue"} <= {o.colour for o in reading.objects} for reading in readings)
-    assert right >= 2, readings
+def test_the_readmes_picture_is_right(model: Model) -> None:
+    """Seed 0 is the picture of the README; of eight seeds most are right."""
+    verdicts = [judge(read(picture), SCENE)["all"] for picture in minisd.generate(model, PROMPT, seed=0, num_images=8)]
+    assert verdicts[0] and sum(verdicts) >= 5, verdicts
 
 
 @pytest.mark.parametrize("category", ["one object", "two objects", "held-out pair"])
@@ -78,9 +73,9 @@ def test_fidelity_has_not_fallen(model: Model, category: str) -> None:
 
 
 FLOORS = {
-    "one object": {"background": 22, "size": 20, "colour": 19, "count": 18},
-    "two objects": {"background": 22, "size": 10, "colour": 9},
-    "held-out pair": {"background": 22, "size": 20, "colour": 16},
+    "one object": {"background": 23, "size": 22, "colour": 22, "count": 21, "shape": 19, "all": 19},
+    "two objects": {"background": 23, "size": 20, "colour": 20, "relation": 20, "count": 18, "all": 13},
+    "held-out pair": {"background": 23, "size": 22, "colour": 22, "count": 20, "shape": 16, "all": 15},
 }
 
 
@@ -119,7 +114,8 @@ def test_a_larger_batch_changes_next_to_nothing(model: Model) -> None:
 def test_half_as_many_steps_draw_nearly_the_same(model: Model) -> None:
     """The solver converges: 40 steps stand nearer to 80 than 10 do."""
     few, more, most = (
-        minisd.generate(model, PROMPT, seed=3, output="latent", steps=n, cfg_scale=1.0) for n in (10, 40, 80)
+        minisd.generate(model, PROMPT, seed=3, output="latent", steps=n, cfg_scale=1.0, sampler="dpmpp_2m")
+        for n in (10, 40, 80)
     )
     assert (more - most).abs().mean() < 0.5 * (few - most).abs().mean()
 

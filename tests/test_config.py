@@ -98,7 +98,7 @@ def test_clip_skip_contract() -> None:
         ({"cfg_scale": -1}, "cfg_scale -1"),
         ({"sampler": "eulr"}, "unknown sampler 'eulr'"),
         ({"schedule": ""}, "unknown schedule ''"),
-        ({"eta": 0.5}, "eta means nothing to the sampler dpmpp_2m"),
+        ({"eta": 0.5, "sampler": "dpmpp_2m"}, "eta means nothing to the sampler dpmpp_2m"),
         ({"eta": 1.5, "sampler": "ddim"}, "eta 1.5"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 2**64}, "seed 18446744073709551616"),

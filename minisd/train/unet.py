@@ -25,6 +25,7 @@ from ..nn.clip import CLIPText
 from ..nn.conditioning import Conditioning
 from ..nn.unet import UNet
 from ..nn.vae import VAE
+from ..runtime import ImageNoise
 from ..text.tokenizer import Tokenizer
 from ..world.captions import captions as phrasings
 from .data import captions, pictures, scenes
@@ -74,7 +75,7 @@ class UnetStage:
         # What cannot be known (where an object will be) makes the loss grow about with the square of the time, and
         # its noise drowns the middle times, where shapes are drawn. Divided by it, all levels have the same say.
         share = (t[part] / len(self.table.sigmas)).clamp(min=0.15).to(loss.device) ** -self.recipe.time_balance
-        return (share * loss).mean(), {"plain": loss.mean().item()}
+        return (share * loss).mean(), {}
 
     def denoising_loss(self, x0: Tensor, texts: list[str], t: Tensor, noise: Tensor) -> Tensor:
         """Weighted squared error (b,) of the estimate of x0 (b, c, h, w) at table times t (b,)."""
@@ -109,9 +110,9 @@ class UnetStage:
         plan = make_plan(self.table, defaults.steps, defaults.sampler, defaults.schedule, defaults.steps_offset)
         predict = guided(self.module["unet"], cond, uncond, defaults.cfg_scale)
         denoise = denoiser(predict, plan, self.config.noise.prediction)
-        shape = (len(texts), *self.latents.shape[1:])
-        x = torch.randn(shape, generator=generator(self.recipe.seed, -2)).to(device) * plan.start
-        for step in SAMPLERS[defaults.sampler](denoise, x, plan):
+        noise = ImageNoise(range(len(texts)), tuple(self.latents.shape[1:]), device)
+        x = noise() * plan.start
+        for step in SAMPLERS[defaults.sampler](denoise, x, plan, noise=noise):
             x = step.x
         return final(x, plan)
 

@@ -2,7 +2,7 @@
 
 In: what `minisd.load` takes, and where to. Out: files with the same tensors, bit for bit, and a list of what the new
 layout has no place for. The config is read back from what is written, and a model that would come back as another one
-is refused. No network is run, and no more than one tensor at a time is held in memory.
+is refused. No network is run; beside the source, which is mapped, only joined and turned tensors are held in memory.
 """
 
 import shutil
