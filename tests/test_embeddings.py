@@ -74,7 +74,8 @@ def test_a_trigger_draws_what_diffusers_draws(
     wanted = pipe(**lower, latents=latents(one), **SIZE, **options).images
     drawn = generate(ours, **PROMPTS, latents=latents(one), output="latent", steps=2, cfg_scale=4.0, **SIZE)
     assert deviation(drawn, wanted) < 1e-5
-    for mine, other in zip(ours.tokenizers, (pipe.tokenizer, getattr(pipe, "tokenizer_2", None)), strict=False):
+    theirs = [getattr(pipe, name) for name in ("tokenizer", "tokenizer_2") if hasattr(pipe, name)]
+    for mine, other in zip(ours.tokenizers, theirs, strict=True):
         for text in lower.values():
             expanded = pipe.maybe_convert_prompt(text, other)
             assert mine.frame(mine.content(text)) == other(expanded, padding="max_length", truncation=True).input_ids

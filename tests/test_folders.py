@@ -388,6 +388,7 @@ REFUSED = [
     ("unet/config.json", {"block_out_channels": [10**9, 64]}, "must be in 0.."),
     ("unet/config.json", {"block_out_channels": 64}, "must be list"),
     ("unet/config.json", {"block_out_channels": []}, "block_out_channels is empty"),
+    ("unet/config.json", {"down_block_types": ["DownBlock2D"]}, "1 down_block_types do not fit 2 block_out_channels"),
     ("unet/config.json", {"in_channels": 5}, "a UNet of 5 input channels is not known"),
     ("unet/config.json", {"down_block_types": ["AttnDownBlock2D", "DownBlock2D"]}, "are not supported"),
     ("unet/config.json", {"attention_head_dim": [8]}, "or 2 of them"),

@@ -37,7 +37,7 @@ def new_name(name: str, kind: str, to: str, config: Config) -> str:
     """A name in the other layout; "" where it has no place there."""
     if kind == to:
         return name.replace("/embeddings.", "/text_model.embeddings.") if to == "diffusers" else name
-    for prefix, folder in zip(layout_of(config).text, TOWERS, strict=False):
+    for prefix, folder in zip(layout_of(config).text, TOWERS[: len(config.text)], strict=True):
         if kind == "file" and name == f"{prefix}{POSITIONS}":
             return f"{folder}/text_model.{POSITIONS}"
         if kind == "diffusers" and name.startswith(f"{folder}/"):

@@ -182,7 +182,7 @@ def to_minisd(job: Job) -> None:
     job.left_out(list(parts.aside))
     with whole_folder(job.target) as folder:
         (folder / "config.json").write_text(parts.config.to_json(), encoding="utf-8")
-        for name, source in zip(TOKENIZERS, parts.tokenizers, strict=False):
+        for name, source in zip(TOKENIZERS[: len(parts.tokenizers)], parts.tokenizers, strict=True):
             (folder / name).mkdir()
             for file in TOKENIZER_FILES:
                 if (source / file).is_file():

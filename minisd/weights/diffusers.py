@@ -94,12 +94,13 @@ def unet_config(f: Fields) -> UNetConfig:
     down = f.take("down_block_types", list, ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
     up = f.take("up_block_types", list, ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
     check(bool(channels), f"{f.where}: block_out_channels is empty")
+    n = len(channels)
+    check(len(down) == n, f"{f.where}: {len(down)} down_block_types do not fit {n} block_out_channels")
     known = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
     ok = all(isinstance(b, str) and b in known for b in down)
     check(ok, f"{f.where}: down_block_types {shown(down)} are not supported")
     mirrored = [block.replace("Down", "Up") for block in reversed(down)]
     check(up == mirrored, f"{f.where}: up_block_types {shown(up)} do not mirror down_block_types")
-    n = len(channels)
     depth = per_level(f, "transformer_layers_per_block", f.take("transformer_layers_per_block", (int, list), 1), n)
     heads = f.take("num_attention_heads", (int, list, type(None)), None)
     one = f.take("attention_head_dim", (int, list), 8)
@@ -108,7 +109,7 @@ def unet_config(f: Fields) -> UNetConfig:
         "out_channels": f.take("out_channels", int, 4),
         "channels": channels,
         "blocks_per_level": f.take("layers_per_block", int, 2),
-        "depth": [d * known[block] for d, block in zip(depth, down, strict=False)],
+        "depth": [d * known[block] for d, block in zip(depth, down, strict=True)],
         "mid_depth": depth[-1],
         "heads": per_level(f, "attention_head_dim", one if heads is None else heads, n),
         "context_dim": f.take("cross_attention_dim", int, 1280),

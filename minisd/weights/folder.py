@@ -44,7 +44,7 @@ def load(model: str | Path | None = None, device: str = "auto", dtype: str = "au
     runtime = pick(device, dtype, sum(p.numel() for p in parts.parameters()))
     fill(parts, read_tensors(folder / WEIGHTS), f"{folder / WEIGHTS}")
     place(parts, runtime, config.vae)
-    tokenizers = [Tokenizer(folder / name, text) for name, text in zip(TOKENIZERS, config.text, strict=False)]
+    tokenizers = [Tokenizer(folder / TOKENIZERS[i], text) for i, text in enumerate(config.text)]
     origin = {"model": config.name, "model_sha256": recorded_hash(folder)}
     return Model(config, parts["text"], parts["unet"], parts["vae"], tokenizers, runtime, origin)
 

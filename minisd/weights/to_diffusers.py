@@ -33,9 +33,9 @@ def write_configs(folder: Path, parts: Parts, scheduler: Path | None) -> None:
         ValueError: a network that diffusers cannot be told of.
     """
     config = parts.config
-    for name, tower, tokenizer in zip(TOWERS, config.text, parts.tokenizers, strict=False):
-        save(folder / name / "config.json", text_json(tower))
-        write_tokenizer(folder / TOKENIZERS[TOWERS.index(name)], tokenizer, tower)
+    for i, (tower, tokenizer) in enumerate(zip(config.text, parts.tokenizers, strict=True)):
+        save(folder / TOWERS[i] / "config.json", text_json(tower))
+        write_tokenizer(folder / TOKENIZERS[i], tokenizer, tower)
     save(folder / "unet" / "config.json", unet_json(config))
     save(folder / "vae" / "config.json", vae_json(config.vae))
     target = folder / "scheduler" / "scheduler_config.json"
@@ -207,9 +207,9 @@ def index_json(config: Config, scheduler: str) -> dict[str, Any]:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    for name, tokenizer, tower in zip(TOWERS, TOKENIZERS, config.text, strict=False):
-        found[name] = ["transformers", text_json(tower)["architectures"][0]]
-        found[tokenizer] = ["transformers", "CLIPTokenizer"]
+    for i, tower in enumerate(config.text):
+        found[TOWERS[i]] = ["transformers", text_json(tower)["architectures"][0]]
+        found[TOKENIZERS[i]] = ["transformers", "CLIPTokenizer"]
     if pair:
         return found | {"force_zeros_for_empty_prompt": config.defaults.zero_negative}
     return found | {"safety_checker": [None, None], "requires_safety_checker": False}
