@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ MAX_RECORDS = MAX_TENSORS = 50_000
 MAX_DIRECTORY = MAX_PICKLE = 1 << 25  # bytes
 MAX_NUMBER = 1 << 48  # of elements, dimensions, strides
 MAX_DIMS = 16
+OWN_MAP = 1 << 20  # bytes; from this size on a storage is mapped by itself
 MAX_VIEWS = 4  # all tensors together over the file's size: tied weights pass, one storage under 1,000 names does not
 
 
@@ -59,7 +61,7 @@ def read_ckpt(path: str | Path) -> dict[str, Tensor]:
     """
     with reading(path):
         data = mapped(path)
-        return tensors(data, parse(data)[0])
+        return tensors(path, data, parse(data)[0])
 
 
 @contextmanager
@@ -89,27 +91,37 @@ def mapped(path: str | Path, access: int = mmap.ACCESS_COPY) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=access)
 
 
-def tensors(data: mmap.mmap, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+def tensors(path: str | Path, data: mmap.mmap, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
     """Checked entries -> tensors; those of one storage share it, as they did when they were saved."""
     flats: dict[tuple[int, torch.dtype], Tensor] = {}
     found = {}
-    for name, e in entries.items():
-        key = (e.start, e.dtype)
-        if prod(e.shape) == 0:
-            found[name] = torch.empty_strided(e.shape, e.stride, dtype=e.dtype)
-            continue
-        if key not in flats:
-            flats[key] = flat(data, e)
-        found[name] = flats[key].as_strided(e.shape, e.stride, e.offset)
+    with open(path, "rb") as file:
+        for name, e in entries.items():
+            key = (e.start, e.dtype)
+            if prod(e.shape) == 0:
+                found[name] = torch.empty_strided(e.shape, e.stride, dtype=e.dtype)
+                continue
+            if key not in flats:
+                flats[key] = flat(file, data, e)
+            found[name] = flats[key].as_strided(e.shape, e.stride, e.offset)
     return found
 
 
-def flat(data: mmap.mmap, e: Entry) -> Tensor:
-    """The elements at e.start, in place; copied only where they do not lie on a multiple of their size."""
+def flat(file: BinaryIO, data: mmap.mmap, e: Entry) -> Tensor:
+    """The elements at e.start, in place; copied only where they do not lie on a multiple of their size.
+
+    A large one is mapped by itself: its memory goes back as soon as it has been cast or moved, and a model that is
+    loaded never holds the whole file beside its own weights.
+    """
     size = e.dtype.itemsize
     if e.start % size:
         return torch.frombuffer(bytearray(data[e.start : e.start + e.count * size]), dtype=e.dtype)
-    return torch.frombuffer(data, dtype=e.dtype, count=e.count, offset=e.start)
+    begin = 0
+    if e.count * size >= OWN_MAP:
+        begin = e.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        length = e.start - begin + e.count * size
+        data = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
+    return torch.frombuffer(data, dtype=e.dtype, count=e.count, offset=e.start - begin)
 
 
 def parse(data: mmap.mmap) -> tuple[dict[str, Entry], dict[str, str]]:
