@@ -1,6 +1,7 @@
 """torch's .ckpt files (zip, torch >= 1.6), tensors only: no code in a file can run.
 
-In: a path. Out: {name: Tensor}, views of the mapped file, which is never copied (it must not be cut while in use).
+In: the mapped file. Out: its tensors' places, checked (`parse`); tensors of these places (`tensors`), views of the
+file, which is never copied and must not be cut while in use. `tensors.py` is the door to both kinds of files.
 
 A .ckpt is a zip archive of stored records: data.pkl, the program of a pickle (see unpickle.py), and one record of
 numbers per storage. Whatever the file says is checked here before a tensor is made of it.
@@ -49,19 +50,6 @@ class Entry:
     start: int
     count: int
     offset: int = 0
-
-
-def read_ckpt(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .ckpt, .pt, .pth or .bin file in torch's zip format.
-
-    A `state_dict` is unwrapped; of other dicts inside a dict, the tensors are named outer.inner.
-
-    Raises:
-        BadFile: it is none, it is damaged, or holds something else than dense tensors.
-    """
-    with reading(path):
-        data = mapped(path)
-        return tensors(path, data, parse(data)[0])
 
 
 @contextmanager
@@ -125,7 +113,10 @@ def flat(file: BinaryIO, data: mmap.mmap, e: Entry) -> Tensor:
 
 
 def parse(data: mmap.mmap) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The bytes of a .ckpt -> its tensors' places, and the words and numbers that stand beside them."""
+    """The bytes of a .ckpt -> its tensors' places, and the words and numbers that stand beside them.
+
+    A `state_dict` is unwrapped; of other dicts inside a dict, the tensors are named outer.inner.
+    """
     found = records(data)
     pickles = [name for name in found if name.rpartition("/")[2] == "data.pkl"]
     check(len(pickles) == 1, f"a zip archive with {len(pickles) or 'no'} data.pkl, which is not a torch checkpoint")
