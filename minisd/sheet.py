@@ -16,12 +16,11 @@ from PIL import Image, ImageDraw, ImageFont
 from .image import grid
 
 GAP = 4  # white pixels between pictures
-WIDEST = 160  # pixels; a word of a label may widen its column so far, beyond it is cut
+WIDEST = 14  # heights of a letter; so far a label may widen its column, a longer word is cut
 LINES = 4  # of a label
 LONGEST = 400  # characters of a label that are looked at
 
 Font = ImageFont.FreeTypeFont
-Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -54,7 +53,7 @@ def labelled_sheet(
     line = math.ceil(1.25 * font.size)
     width = max(width, *(column_width(label, font) for label in x_labels))
     above = [wrap(label, font, width, LINES) for label in x_labels]
-    beside = [wrap(label, font, WIDEST, max(1, height // line)) for label in y_labels]
+    beside = [wrap(label, font, round(WIDEST * font.size), max(1, height // line)) for label in y_labels]
     left = math.ceil(max((font.getlength(text) for lines in beside for text in lines), default=-GAP)) + 2 * GAP
     top = max(map(len, above)) * line + GAP
 
@@ -95,7 +94,7 @@ def words(label: str) -> list[str]:
 def column_width(label: str, font: Font) -> int:
     """How many pixels a label needs to be read whole in LINES, which break at words; up to WIDEST."""
     longest = max((font.getlength(word) for word in words(label)), default=0)
-    return min(WIDEST, math.ceil(max(longest, font.getlength(" ".join(words(label))) / (LINES - 1))))
+    return min(round(WIDEST * font.size), math.ceil(max(longest, font.getlength(" ".join(words(label))) / (LINES - 1))))
 
 
 def wrap(label: str, font: Font, width: int, most: int) -> list[str]:

@@ -14,6 +14,7 @@ from test_cli import everything, pixels, recipe
 import minisd
 from minisd.cli import grid as command
 from minisd.cli import main
+from minisd.config import SAMPLER_NAMES
 from minisd.settings import Options
 from minisd.sheet import LINES, WIDEST, column_width, labelled_sheet, plain_sheet, wrap
 
@@ -151,6 +152,10 @@ def test_each_cell_is_the_picture_that_generate_draws(sheet, draw) -> None:
     ]
     assert [cell.tobytes() for cell in cells] == [pixels(path) for path in made]
     assert len({cell.tobytes() for cell in cells}) == 6
+    for cell in cells:
+        cell.info["minisd"] = "{}"
+    labels = ["steps 2", "steps 3", "steps 5"], ["clip skip 1", "clip skip 2"]
+    assert labelled_sheet(cells, *labels, {}).tobytes() == image.tobytes()
     data = told(image)
     assert [data["recipe"] | cell for cell in data["cells"]] == [
         recipe(path) | {"box": cell["box"]} for path, cell in zip(made, data["cells"], strict=True)
@@ -244,13 +249,15 @@ def test_labels_are_wrapped_and_lose_words_only_where_they_do_not_fit(size: int)
     labels = ["steps 20", "a large red circle to the left of a small blue square", "sampler dpmpp_2m_sde", ""]
     labels += ["W" * 99, "a " * 300, "two\nlines\tand\0more\u2028", "😀 ציור 画 \u200d\u0301", "x" * 10**6, " " * 500]
     for label in labels:
-        for width in (20, column_width(label, font), WIDEST):
+        for width in (20, column_width(label, font), WIDEST * size):
             lines = wrap(label, font, width, LINES)
             assert len(lines) <= LINES
             assert all(font.getlength(line) <= width or line == "…" for line in lines)
             assert all(line.isprintable() for line in lines)
             if "…" not in "".join(lines):
                 assert " ".join(lines).split() == "".join(c if c.isprintable() else " " for c in label).split()
+    for name in SAMPLER_NAMES:  # a name is one word, and is never cut
+        assert wrap(f"sampler {name}", font, WIDEST * size, 1) == [f"sampler {name}"]
     whole = wrap(labels[1], ImageFont.load_default(12), column_width(labels[1], ImageFont.load_default(12)), LINES)
     assert " ".join(whole) == labels[1]
 

@@ -111,7 +111,9 @@ def run(argv: Sequence[str]) -> int:
         for lot in batches(left, model.batch_size(settings.batch_size)):
             draw(args, settings, model, lot, names, progress=first and not args.quiet)
         if args.grid:
-            show(save_sheet(args, settings, names))
+            from ..sheet import plain_sheet, read_picture
+
+            show(save_sheet(plain_sheet([read_picture(path) for path in names]), args, settings.seed))
         count = f"{len(left)} pictures" if len(left) != 1 else "1 picture"
         there = f", {len(share) - len(left)} were there already" if len(left) < len(share) else ""
         whose = f"process {team.rank} of {team.world}: " if team.world > 1 else ""

@@ -18,7 +18,7 @@ from .common import BadInput, Parser, add_common, flat, near, notes, refusing
 from .generate import NUMBERS, add_flags, clean, given_prompt, given_seed, keywords, settled
 from .many import Team, read_team
 from .model import check_model, load_model
-from .output import add_output_flags, check_area, check_exact, check_folder, save_numbered, show
+from .output import add_output_flags, check_area, check_exact, check_folder, save_numbered, save_sheet, show
 
 AXES = ("prompt", "negative_prompt", "seed", *(name for name in NUMBERS if name not in ("num_images", "batch_size")))
 MAX_CELLS = 400
@@ -72,13 +72,13 @@ def run(argv: Sequence[str]) -> int:
     parser = build_parser()
     args = parser.parse(argv)
     with notes(args) as say:
-        x, y = axes = read_axes(parser, args)
+        x, y = read_axes(parser, args)
         cells = checked(args, x, y)
         model = load_model(args, say)
         print(f"seed {args.seed}", file=sys.stderr, flush=True)
         started = time.perf_counter()
         pictures = [draw(cell, model) for cell in cells]
-        show(save_sheet(args, axes, pictures))
+        show(save_sheet(labelled(pictures, x, y), args, args.seed))
         say(f"{len(cells)} pictures in {time.perf_counter() - started:.1f} s")
     return 0
 
@@ -177,17 +177,12 @@ def draw(cell: argparse.Namespace, model: Any) -> Any:
     return picture
 
 
-def save_sheet(args: argparse.Namespace, axes: tuple[Axis, Axis], pictures: list[Any]) -> Path:
-    """All cells under their labels; the path of the sheet."""
-    from ..image import save
+def labelled(pictures: list[Any], x: Axis, y: Axis) -> Any:
+    """All cells under their labels."""
     from ..sheet import labelled_sheet
 
-    told = {key: {"name": axis.name, "values": axis.values} for key, axis in zip("xy", axes, strict=True) if axis.name}
-    sheet = labelled_sheet(pictures, *(axis.labels() for axis in axes), told)
-    if args.output is None:
-        return save_numbered(sheet, args.outdir, args.seed, "grid-")
-    save(sheet, args.output, args.overwrite)
-    return args.output
+    axes = {flag: {"name": axis.name, "values": axis.values} for flag, axis in (("x", x), ("y", y)) if axis.name}
+    return labelled_sheet(pictures, x.labels(), y.labels(), axes)
 
 
 def shown(value: Any) -> str:

@@ -120,14 +120,12 @@ def save_numbered(picture: Any, folder: Path, seed: int, prefix: str = "") -> Pa
         return path
 
 
-def save_sheet(args: argparse.Namespace, settings: Settings, names: list[Path | None]) -> Path:
-    """All pictures of the call on one sheet; its path."""
+def save_sheet(sheet: Any, args: argparse.Namespace, seed: int) -> Path:
+    """Save a sheet as --output, or under the next free number of sheets; its path."""
     from ..image import save
-    from ..sheet import plain_sheet, read_picture
 
-    sheet = plain_sheet([read_picture(path) for path in names])
     if args.output is None:
-        return save_numbered(sheet, args.outdir, settings.seed, "grid-")
+        return save_numbered(sheet, args.outdir, seed, "grid-")
     save(sheet, args.output, args.overwrite)
     return args.output
 
