@@ -48,7 +48,7 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
 
 
 def save(image: Image.Image, path: Path, overwrite: bool = False) -> None:
-    """Write a picture of `generate` with its recipe; the file is whole or not there.
+    """Write a picture of `generate` with its recipe, or a sheet of them; the file is whole or not there.
 
     Args:
         path: its suffix chooses the format, see FORMATS.
@@ -64,6 +64,10 @@ def save(image: Image.Image, path: Path, overwrite: bool = False) -> None:
     if "minisd" in image.info:
         recipe = image.info["minisd"].encode("utf-8", "replace").decode("utf-8")  # Pillow fails on lone surrogates
         options = options | (png_text(recipe) if kind == "PNG" else exif(recipe))
+    elif "minisd_grid" in image.info and kind == "PNG":
+        info = PngInfo()
+        info.add_text("minisd_grid", image.info["minisd_grid"])
+        options = options | {"pnginfo": info}
     with atomic(path, overwrite) as temporary:
         image.save(temporary, kind, **options)
 

@@ -27,7 +27,7 @@ from .nn.conditioning import Conditioning
 from .nn.unet import UNet
 from .nn.vae import VAE
 from .runtime import ImageNoise, Runtime
-from .settings import Options, Settings, resolve
+from .settings import MAX_SEED, Options, Settings, resolve
 from .text.encode import encode
 from .text.tokenizer import Tokenizer
 
@@ -146,6 +146,21 @@ def sample(
     return job.steps(slice(0, len(job)))
 
 
+def recipes(
+    model: Model,
+    prompt: str | Sequence[str],
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    image: Image | Tensor | None = None,
+    mask: Image | Tensor | None = None,
+    latents: Tensor | None = None,
+    **options: Unpack[Options],
+) -> list[dict[str, Any]]:
+    """The recipe of each picture that `generate` would draw, told without drawing."""
+    job = Job(model, prompt, negative_prompt, resolve(model.config, **options), image, mask, latents)
+    return [job.recipe(i) for i in range(len(job))]
+
+
 class Job:
     """One call: its prompts, seeds and plan, and how a batch of it is drawn."""
 
@@ -164,6 +179,7 @@ class Job:
         # The model's own rule for no negative prompt: most encode "", SDXL's folders ask for zeros.
         self.zero_negative = negative_prompt is None and model.config.defaults.zero_negative
         self.seeds = [settings.seed + i for i in range(len(self.prompts))]
+        check(self.seeds[-1] <= MAX_SEED, f"seed {settings.seed} + {len(self)} images goes beyond {MAX_SEED}")
         factor = model.config.vae.factor
         self.shape = (model.config.unet.out_channels, settings.height // factor, settings.width // factor)
         if latents is not None:

@@ -194,33 +194,6 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
     return bad
 
 
-@pytest.fixture
-def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model must not be loaded, nor a stage begun; there is no CUDA device."""
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        pytest.fail("reached the model")
-
-    monkeypatch.setattr("minisd.weights.folder.load", refuse)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for stage in STAGES:
-        monkeypatch.setitem(STAGES, stage, refuse)
-
-
-@pytest.fixture
-def draw(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """`minisd generate` with the tiny model, in an empty folder; returns the printed paths, all of them there."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str, code: int = 0) -> list[Path]:
-        assert main(["generate", *argv, "--model", str(tiny_model), "--device", "cpu"]) == code
-        paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-        assert all(path.is_file() for path in paths)
-        return paths
-
-    return run
-
-
 def pixels(path: Path) -> bytes:
     with Image.open(path) as image:
         return image.convert("RGB").tobytes()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "minisd"
 # The core in reading order; a file imports only from the entries above its own (or from its own folder).
 CORE = ["config", "files", "settings", "runtime", "nn", "text", "diffusion", "image", "inpaint", "guards", "pipeline"]
-SATELLITES = ["weights", "world", "train", "explain", "cli"]
+SATELLITES = ["weights", "world", "train", "explain", "sheet", "cli"]
 
 
 def imported(path: Path) -> set[str]:

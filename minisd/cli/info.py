@@ -43,7 +43,7 @@ def about_picture(path: Path) -> str:
 
     try:
         with Image.open(path) as image:
-            recipe = image.info.get("minisd") or image.getexif().get(IMAGE_DESCRIPTION)
+            recipe = image.info.get("minisd") or image.info.get("minisd_grid") or image.getexif().get(IMAGE_DESCRIPTION)
             text = image.info.get("parameters")
     except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
         raise ValueError(f"{path} is not a picture: {error}") from error
