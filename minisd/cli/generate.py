@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, check
 from ..files import check_writable
-from ..settings import LONG_PROMPT_NAMES, TILING_NAMES, Settings, resolve
+from ..settings import LONG_PROMPT_NAMES, TILING_NAMES, Options, Settings, resolve
 from .common import (
     BadInput,
     Parser,
@@ -25,18 +25,19 @@ from .common import (
     refusing,
     whole,
 )
+from .like import begin, follow
 from .model import add_model_flags, check_model, load_model
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-NUMBERS = ("steps", "cfg_scale", "sampler", "schedule", "eta", "width", "height", "num_images", "batch_size")
-NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling")
+NUMBERS = tuple(name for name in Options.__annotations__ if name != "seed")
 
 EPILOG = """examples:
   minisd generate "a red circle"
   minisd generate "two blue squares" -n "a triangle" --steps 30 --cfg-scale 5 --seed 7 -N 4
   minisd generate "a green star" -m path/to/model -o star.png
   minisd generate "a castle" -m sd15.safetensors --tokenizer FOLDER --lora film.safetensors:0.8
+  minisd generate --like star.png --steps 50
 
 Image i of a call has the seed SEED + i. The seed is always printed, and stored in the picture with all the rest:
 minisd info PICTURE shows it. Exit code: 0 done, 2 bad input, 1 a failure while drawing, 130 Ctrl-C."""
@@ -49,6 +50,8 @@ def build_parser() -> Parser:
     group.add_argument("words", nargs="?", metavar="PROMPT", help="what to draw")
     group.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as a flag")
     group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what to lead away from")
+    like = "draw by the recipe in this picture, by minisd, AUTOMATIC1111 or stable-diffusion.cpp; other flags win"
+    group.add_argument("--like", metavar="PICTURE", help=like)
     group = parser.add_argument_group("how (default: the model's own)")
     group.add_argument("--steps", type=whole, metavar="N", help="denoising steps")
     group.add_argument("--cfg-scale", type=number, metavar="X", help="guidance; 1 is none (also --cfg, --scale)")
@@ -109,6 +112,8 @@ def checked(args: argparse.Namespace) -> Settings:
     """
     if args.words is not None and args.prompt is not None:
         raise BadInput("the prompt was given twice, as PROMPT and as --prompt")
+    if args.like is not None:
+        begin(args)
     given = args.words if args.prompt is None else args.prompt
     if given is None:
         raise BadInput('no prompt was given: minisd generate "a red circle" (see minisd generate --help)')
@@ -116,13 +121,20 @@ def checked(args: argparse.Namespace) -> Settings:
     if args.seed in (None, -1):
         args.seed = secrets.randbelow(2**32)
     config = check_model(args)
+    if args.like is not None:
+        follow(args, config)
     with refusing():
         try:
-            settings = resolve(config, seed=args.seed, **{name: getattr(args, name) for name in NUMBERS})
+            settings = resolve(config, seed=args.seed, **options_of(args))
         except ValueError as error:
             raise ValueError(as_flag(str(error))) from error
         check_output(args, settings)
     return settings
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What is asked of a call but its seed, by flags or by --like; what neither knows is None."""
+    return {name: getattr(args, name, None) for name in NUMBERS}
 
 
 def clean(text: str | None) -> str | None:
@@ -170,8 +182,7 @@ def draw(args: argparse.Namespace, settings: Settings, model: Any, first: int) -
     from ..pipeline import generate
 
     count = min(model.batch_size(settings.batch_size), settings.num_images - first)
-    options = {name: getattr(args, name) for name in NUMBERS}
-    options |= {"seed": settings.seed + first, "num_images": count, "batch_size": count}
+    options = options_of(args) | {"seed": settings.seed + first, "num_images": count, "batch_size": count}
     with refusing(ValueError):
         pictures = generate(
             model, args.prompt, negative_prompt=args.negative_prompt, progress=not args.quiet, **options
