@@ -12,7 +12,7 @@ from typing import Any
 
 from . import settings
 from .config import Config, check
-from .infotext import EMPHASIS_LABELS, SAMPLER_LABELS, SCHEDULE_LABELS, parse
+from .infotext import EMPHASIS_LABELS, SAMPLER_LABELS, SCHEDULE_LABELS, UPSCALE_LABELS, parse
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def take_clip_skip(sheet: Sheet) -> None:
         sheet.take("Clip skip", "clip_skip", said)
     elif sheet.left.pop("Clip skip", None):
         default = config.default_clip_skip
-        sheet.notes.append(f"its clip skip {said} did nothing on a model of this family: the default, {default}")
+        sheet.notes.append(f"its clip skip {said} did nothing on a model of this family: it stays {default}")
 
 
 def take_pictures(sheet: Sheet) -> None:
@@ -180,6 +180,7 @@ def of_minisd(sheet: Sheet) -> None:
     sheet.take_name("Schedule type", "schedule", name_of(sheet.left.get("Schedule type", ""), SCHEDULE_LABELS))
     sheet.take("Clip skip", "clip_skip", whole(sheet.left.get("Clip skip", "1")))
     sheet.take("Eta", "eta", decimal(sheet.left.get("Eta", "")))
+    take_pictures(sheet)
     sheet.take_noise("CPU", "CPU")
     sheet.take_emphasis()
 
@@ -243,5 +244,5 @@ AUTOMATIC = {  # the schedule that samplers of AUTOMATIC1111 have of their own; 
     "lcm": "lcm",
 }
 SDCPP_SCHEDULES = {"": "linspace", "discrete": "linspace", "ays": "align_your_steps"}
-HIRES_UPSCALERS = {"Latent": "latent", "Lanczos": "picture"}
+HIRES_UPSCALERS = {label: name for name, label in UPSCALE_LABELS.items()}
 DIALECTS = {"stable-diffusion.cpp": of_sdcpp, "minisd": of_minisd, A1111: of_a1111}

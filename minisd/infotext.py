@@ -99,6 +99,8 @@ def recipe_text(recipe: dict[str, Any]) -> str:
     get = recipe.get
     prompts = recipe["prompt"], get("negative_prompt") or ""
     weighted = any(mark in text for text in prompts for mark in "([")
+    strength = get("hires_strength") if get("hires") else get("strength") if get("image") else None
+    again = int(get("hires_steps", 0) * strength) if get("hires") and get("hires_steps") else None  # those that are run
     fields = {
         "Steps": recipe["steps"],
         "Sampler": SAMPLER_LABELS.get(recipe["sampler"], recipe["sampler"]),
@@ -111,10 +113,13 @@ def recipe_text(recipe: dict[str, Any]) -> str:
         "VAE": get("vae"),
         "Variation seed": get("variation_seed") if get("variation_strength") else None,
         "Variation seed strength": get("variation_strength") or None,
-        "Denoising strength": get("strength") if get("image") else None,
+        "Denoising strength": strength,
         "Clip skip": recipe["clip_skip"] if recipe["clip_skip"] != 1 else None,
         "RNG": "CPU",
         "Emphasis": EMPHASIS_LABELS.get(get("emphasis")) if weighted and get("emphasis") != "a1111" else None,
+        "Hires upscale": get("hires"),
+        "Hires steps": again,
+        "Hires upscaler": UPSCALE_LABELS.get(get("hires_upscale")) if get("hires") else None,
         "Eta": get("eta"),
         "Version": f"minisd {get('minisd', VERSION)}",
     }
@@ -139,3 +144,4 @@ SAMPLER_LABELS = {
 }
 SCHEDULE_LABELS = {"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform", "karras": "Karras"}
 EMPHASIS_LABELS = {"a1111": "Original", "no-norm": "No norm", "comfy": "Comfy", "off": "None"}
+UPSCALE_LABELS = {"latent": "Latent", "picture": "Lanczos"}

@@ -22,7 +22,7 @@ from minisd.settings import EMPHASIS_NAMES, Options, resolve
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SD1, SD2, SDXL = (Config.load(CONFIGS / f"{name}.json") for name in ("sd15", "sd21", "sdxl"))
-MANY = settings(max_examples=1000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+MANY = settings(max_examples=600, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 # Text of the signs that the syntax is made of, and of some others.
 SIGNS = ',:\n"\\[]{}()<>/ a1é😀\0\u2028NS'
@@ -181,6 +181,18 @@ def test_a_text_of_image_to_image_says_what_is_missing(whole: None) -> None:
     assert (found.options["sampler"], found.options["schedule"], found.options["eta"]) == ("ddim", "leading", 0.5)
     assert found.made["image"] == found.made["mask"] == {}
     assert (found.ignored, found.notes) == ((), ())
+
+
+def test_minisds_own_text_tells_of_pictures_and_second_runs(whole: None) -> None:
+    said = {"prompt": "x", "steps": 20, "sampler": "euler", "schedule": "karras", "cfg_scale": 3.0, "seed": 1}
+    said |= {"width": 8, "height": 8, "clip_skip": 1, "strength": 0.6}
+    assert "strength" not in of_text(recipe_text(said)).options  # it played no part
+    found = of_text(recipe_text(said | {"image": {"name": "a.png"}}))
+    assert found.options["strength"] == 0.6 and found.made["image"] == {}
+    twice = {"hires": 2.0, "hires_strength": 0.5, "hires_steps": 12, "hires_upscale": "picture"}
+    found = of_text(recipe_text(said | twice))
+    assert {k: v for k, v in found.options.items() if k in (*twice, "strength")} == twice
+    assert "image" not in found.made and found.ignored == ()
 
 
 def test_a_text_of_stable_diffusion_cpp(whole: None) -> None:

@@ -1,6 +1,7 @@
 """`--like PICTURE`: what no flag says is taken from the recipe inside a picture.
 
-Torch is asked only whether CUDA is there, of a picture that was drawn on it."""
+Torch is asked only whether CUDA is there, of a picture that was drawn on it.
+"""
 
 import argparse
 import logging
@@ -23,7 +24,7 @@ def begin(args: argparse.Namespace) -> None:
     """
     reading = read_like(args)
     options, made = dict(reading.options), reading.made
-    if args.words is None and args.prompt is None:
+    if args.words is None and args.prompt is None and getattr(args, "from_file", None) is None:
         args.prompt = reading.prompt
     if args.negative_prompt is None:
         args.negative_prompt = reading.negative_prompt
@@ -125,8 +126,7 @@ def cuda() -> bool:
 def compared(args: argparse.Namespace, made: dict[str, Any]) -> list[str]:
     """Where the model at hand is not the recorded one."""
     told = {flag: made[flag] for flag in (*HOW_READ, *PUT_IN) if made.get(flag)}
-    given = {"loras": args.lora, "embeddings": args.embedding} | {flag: getattr(args, flag, None) for flag in told}
-    missing = (f"{flag} {value}" for flag, value in told.items() if not given[flag])
+    missing = (f"{flag} {value}" for flag, value in told.items() if not getattr(args, flag, None))
     notes = [f"drawn with {what}, which no flag gives here" for what in missing]
     wanted = made.get("model_sha256", "").lower()
     here = hash_here(args) if len(wanted) >= 10 else ""  # 8 digits are of a kind that is no longer in use
