@@ -3,7 +3,6 @@
 In: a `Config` and what the user said. Out: a frozen `Settings` that the pipeline follows and the picture stores.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
@@ -135,8 +134,8 @@ def integer(what: str, value: Any, low: int, high: int) -> int:
 
 def real(what: str, value: Any, low: float, high: float) -> float:
     """A finite number in low..high."""
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    check(ok and low <= value <= high, f"{what} {value!r} must be a number in {low}..{high}")
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # no NaN is
+    check(ok, f"{what} {value!r} must be a number in {low}..{high}")
     return float(value)
 
 
@@ -160,7 +159,8 @@ def interval(value: Any) -> tuple[float, float] | None:
     """(low, high) in parts of the noise table, 1 being all noise."""
     if value is None:
         return None
-    check(len(value) == 2, f"guidance_interval {value!r} must be two numbers, low and high")
+    two = isinstance(value, tuple | list) and len(value) == 2
+    check(two, f"guidance_interval {value!r} must be two numbers, low and high")
     low, high = (real("guidance_interval", v, 0, 1) for v in value)
     check(low < high, f"guidance_interval {low}, {high}: low must be below high")
     return low, high

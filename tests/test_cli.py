@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import minisd
 from minisd import cli, files
@@ -20,8 +21,10 @@ from minisd.cli import common, main
 from minisd.cli import generate as command
 from minisd.cli.train import NEEDS, default_recipe
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
-from minisd.image import FORMATS, SAMPLER_LABELS, SCHEDULE_LABELS, recipe_text
+from minisd.image import FORMATS
+from minisd.infotext import EMPHASIS_LABELS, SAMPLER_LABELS, SCHEDULE_LABELS, recipe_text
 from minisd.runtime import DTYPE_NAMES
+from minisd.settings import EMPHASIS_NAMES
 from minisd.train.stages import STAGES
 
 # Each line is a whole command; {bad} is the folder of `bad_files`, and --model is the tiny model where none is named.
@@ -131,6 +134,28 @@ generate x -o {bad}/taken.png
 generate x -o {bad}/taken.png -N 2 --seed 7
 generate x -o {bad}/{long}.png
 generate x -o /proc/a.png
+generate --like
+generate --like ''
+generate --like {bad}/missing.png
+generate --like {bad}/folder
+generate --like {bad}/fifo
+generate --like {bad}/empty/model.safetensors
+generate --like {bad}/text.txt
+generate --like {bad}/nul{nul}byte
+generate --like {bad}/{many}
+generate --like {bad}/taken.png
+generate --like {bad}/truncated.png
+generate x --like {bad}/taken.png
+generate --like {bad}/comfy.png
+generate --like {bad}/words.png
+generate --like {bad}/damaged.png
+generate --like {bad}/odd.png
+generate --like {bad}/odd.png --steps 5 --clip-skip 99
+generate x --like {bad}/fine.png --prompt y
+generate --like {bad}/fine.png --steps 0
+generate --like {bad}/fine.png --model {bad}/missing
+generate --like {bad}/fine.png -o {bad}/taken.png
+generate --like {bad}/mask.png
 train
 train unets
 train clip --steps 3
@@ -150,6 +175,7 @@ info {bad}/folder
 info {bad}/text.txt
 info {bad}/taken.png
 info {bad}/truncated.png
+info {bad}/comfy.png
 """.strip().splitlines()
 
 
@@ -185,6 +211,20 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
     os.mkfifo(bad / "fifo")
     Image.new("RGB", (8, 8)).save(bad / "taken.png")
     Image.new("RGB", (8, 8)).save(bad / "taken-8.png")
+    fine = {"prompt": "x", "steps": 2, "sampler": "euler", "seed": 1, "model": "tiny"}
+    texts = {
+        "comfy": {"prompt": '{"3": {}}', "workflow": "{}"},
+        "words": {"parameters": "a red circle, steps unknown"},
+        "damaged": {"minisd": '{"prompt": "x", "steps": 2'},
+        "odd": {"minisd": json.dumps(fine | {"steps": "ten"})},
+        "mask": {"minisd": json.dumps(fine | {"image": {"name": "a.png"}, "mask": {}})},
+        "fine": {"minisd": json.dumps(fine)},
+    }
+    for name, chunks in texts.items():
+        info = PngInfo()
+        for key, text in chunks.items():
+            info.add_text(key, text)
+        Image.new("RGB", (8, 8)).save(bad / f"{name}.png", pnginfo=info)
     (bad / "truncated.png").write_bytes((bad / "taken.png").read_bytes()[:20])
     (bad / "run" / "tokenizer" / "vocab.json").touch()
     (bad / "run" / "vae.safetensors").touch()
@@ -250,6 +290,13 @@ def test_bad_input_is_one_line_and_exit_2_before_any_model(
         ("generate x -o {bad}/taken.png", "--overwrite"),
         ("generate x -o /proc/a.png", "/proc/a.png: "),
         ("generate x -o {bad}/{long}.png", "too long"),
+        ("generate --like {bad}/missing.png", "there is no picture"),
+        ("generate --like {bad}/text.txt", "PNG, JPEG, WEBP"),
+        ("generate --like {bad}/taken.png", "holds no recipe"),
+        ("generate --like {bad}/damaged.png", "its recipe is damaged"),
+        ("generate --like {bad}/comfy.png", "ComfyUI"),
+        ("generate --like {bad}/odd.png", "--steps 'ten'"),
+        ("generate --like {bad}/mask.png", "give it with -i FILE"),
         ("train unet --out {bad}/run", "minisd train clip"),
         ("train vae --out {bad}/run", "--resume"),
     ],
@@ -296,6 +343,7 @@ def test_every_name_the_help_offers_is_known_to_the_library() -> None:
     assert tuple(FORMATS) == command.SUFFIXES
     assert set(SAMPLER_LABELS) == set(SAMPLER_NAMES)
     assert set(SCHEDULE_LABELS) == set(SCHEDULE_NAMES)
+    assert set(EMPHASIS_LABELS) >= set(EMPHASIS_NAMES)
     assert default_recipe().is_file()
     parser = command.build_parser()
     assert set(command.ALIASES.values()) <= set(parser._option_string_actions)

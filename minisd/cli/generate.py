@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, check
-from ..settings import LONG_PROMPT_NAMES, MAX_SEED, TILING_NAMES, Settings, resolve
+from ..settings import LONG_PROMPT_NAMES, MAX_SEED, TILING_NAMES, Options, Settings, resolve
 from .common import (
     BadInput,
     Parser,
@@ -23,19 +23,20 @@ from .common import (
     refusing,
     whole,
 )
+from .like import begin, follow
 from .many import MAX_PICTURES, Team, batches, is_drawn, read_prompts, read_team
 from .model import add_model_flags, check_model, load_model
 from .output import SUFFIXES, add_output_flags, check_output, check_sheet, names_of, save_numbered, save_sheet, show
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
-NUMBERS = ("steps", "cfg_scale", "sampler", "schedule", "eta", "width", "height", "num_images", "batch_size")
-NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling")
+NUMBERS = tuple(name for name in Options.__annotations__ if name != "seed")
 
 EPILOG = """examples:
   minisd generate "a red circle"
   minisd generate "two blue squares" -n "a triangle" --steps 30 --cfg-scale 5 --seed 7 -N 4
   minisd generate "a green star" -m path/to/model -o star.png
   minisd generate "a castle" -m sd15.safetensors --tokenizer FOLDER --lora film.safetensors:0.8
+  minisd generate --like star.png --steps 50
   minisd generate --from-file prompts.txt --outdir batch -N 4 --grid
 
 A --from-file batch that was interrupted goes on when the same command is given again. Under torchrun (or with RANK and
@@ -70,6 +71,8 @@ def add_flags(parser: Parser) -> None:
     group.add_argument("words", nargs="?", metavar="PROMPT", help="what to draw")
     group.add_argument("-p", "--prompt", metavar="PROMPT", help="the same as a flag")
     group.add_argument("-n", "--negative-prompt", metavar="TEXT", help="what to lead away from")
+    like = "draw by the recipe in this picture, by minisd, AUTOMATIC1111 or stable-diffusion.cpp; other flags win"
+    group.add_argument("--like", metavar="PICTURE", help=like)
     group = parser.add_argument_group("how (default: the model's own)")
     group.add_argument("--steps", type=whole, metavar="N", help="denoising steps")
     group.add_argument("--cfg-scale", type=number, metavar="X", help="guidance; 1 is none (also --cfg, --scale)")
@@ -129,7 +132,10 @@ def checked(args: argparse.Namespace, team: Team) -> Settings:
     """
     args.prompts = given_prompts(args, team)
     args.seed = given_seed(args, team)
-    settings = settled(args, check_model(args))
+    config = check_model(args)
+    if args.like is not None:
+        follow(args, config)
+    settings = settled(args, config)
     count = len(args.prompts) * settings.num_images
     with refusing():
         check(count <= MAX_PICTURES, f"{count} pictures are asked for: one call draws at most {MAX_PICTURES}")
@@ -153,6 +159,8 @@ def given_prompts(args: argparse.Namespace, team: Team) -> list[str]:
         raise BadInput("--from-file -: several processes cannot share one stdin, name a file")
     if args.output is not None:
         raise BadInput("--from-file names its pictures by number and seed: --outdir says where, not --output")
+    if args.like is not None:
+        begin(args)
     args.negative_prompt = clean(args.negative_prompt)
     return read_prompts(args.from_file)
 
@@ -165,6 +173,8 @@ def given_prompt(args: argparse.Namespace) -> str:
     """
     if args.words is not None and args.prompt is not None:
         raise BadInput("the prompt was given twice, as PROMPT and as --prompt")
+    if args.like is not None:
+        begin(args)
     given = args.words if args.prompt is None else args.prompt
     if given is None:
         raise BadInput('no prompt was given: say what to draw in quotes, such as "a red circle"')
@@ -194,14 +204,19 @@ def settled(args: argparse.Namespace, config: Config) -> Settings:
         BadInput: the first that does not fit, under its flag's name.
     """
     try:
-        return resolve(config, seed=args.seed, **{name: getattr(args, name) for name in NUMBERS})
+        return resolve(config, seed=args.seed, **options_of(args))
     except ValueError as error:
         raise BadInput(as_flag(str(error))) from error
 
 
 def keywords(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as `minisd.generate` takes it; without prompt and seed."""
-    return {"negative_prompt": args.negative_prompt, **{name: getattr(args, name) for name in NUMBERS}}
+    return {"negative_prompt": args.negative_prompt, **options_of(args)}
+
+
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What is asked of a call but its seed, by flags or by --like; what neither knows is None."""
+    return {name: getattr(args, name, None) for name in NUMBERS}
 
 
 def clean(text: str | None) -> str | None:

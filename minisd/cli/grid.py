@@ -16,6 +16,7 @@ from ..config import Config, check
 from ..settings import Settings
 from .common import BadInput, Parser, add_common, flat, near, notes, refusing
 from .generate import NUMBERS, add_flags, clean, given_prompt, given_seed, keywords, settled
+from .like import follow
 from .many import Team, read_team
 from .model import check_model, load_model
 from .output import add_output_flags, check_area, check_exact, check_folder, save_numbered, save_sheet, show
@@ -139,8 +140,10 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
     with refusing():
         count = len(x.values) * len(y.values)
         check(count <= MAX_CELLS, f"{count} cells are asked for: a sheet has at most {MAX_CELLS}")
-    cells = [y.set(x.set(args, column), row) for row in y.values for column in x.values]
     config = check_model(args)
+    if args.like is not None:
+        follow(args, config)
+    cells = [y.set(x.set(args, column), row) for row in y.values for column in x.values]
     settings = [settled_cell(cell, config, x, y) for cell in cells]
     with refusing():
         check_area(count, max(s.width for s in settings), max(s.height for s in settings))
