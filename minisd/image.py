@@ -103,6 +103,8 @@ def recipe_text(recipe: dict[str, Any]) -> str:
         "Size": f"{recipe['width']}x{recipe['height']}",
         "Model hash": (recipe.get("model_sha256") or "")[:10],
         "Model": recipe.get("model"),
+        "Variation seed": recipe["variation_seed"] if recipe.get("variation_strength") else None,
+        "Variation seed strength": recipe.get("variation_strength") or None,
         "Clip skip": recipe["clip_skip"] if recipe["clip_skip"] != 1 else None,
         "RNG": "CPU",
         "Eta": recipe.get("eta"),
@@ -125,7 +127,12 @@ SAMPLER_LABELS = {
     **{"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun"},
     **{"dpmpp_2m": "DPM++ 2M", "plms": "PLMS"},
 }
-SCHEDULE_LABELS = {"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform", "karras": "Karras"}
+SCHEDULE_LABELS = {  # the first three have none of their own: the nearest, which further down is its owner's again
+    **{"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform"},
+    **{"karras": "Karras", "exponential": "Exponential", "polyexponential": "Polyexponential", "normal": "Normal"},
+    **{"sgm_uniform": "SGM Uniform", "simple": "Simple", "ddim_uniform": "DDIM", "beta": "Beta"},
+    **{"kl_optimal": "KL Optimal", "align_your_steps_sdxl": "Align Your Steps", "align_your_steps": "Align Your Steps"},
+}
 FORMATS = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, check
 from ..files import check_writable
-from ..settings import LONG_PROMPT_NAMES, TILING_NAMES, Settings, resolve
+from ..settings import LONG_PROMPT_NAMES, START_NAMES, TILING_NAMES, Settings, resolve
 from .common import (
     BadInput,
     Parser,
@@ -30,7 +30,8 @@ from .model import add_model_flags, check_model, load_model
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 NUMBERS = ("steps", "cfg_scale", "sampler", "schedule", "eta", "width", "height", "num_images", "batch_size")
-NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling")
+NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling", "start_scale")
+NUMBERS += ("variation_seed", "variation_strength")
 
 EPILOG = """examples:
   minisd generate "a red circle"
@@ -56,7 +57,12 @@ def build_parser() -> Parser:
     add_choice(group, "--schedule", SCHEDULE_NAMES)
     group.add_argument("--eta", type=number, metavar="X", help="fresh noise a step, 0 to 1, for ddim and euler_a")
     group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
+    start = "how strong the first noise is: sigma (AUTOMATIC1111) or total (default: diffusers' way of the sampler)"
+    group.add_argument("--start-scale", type=choice("start scale", START_NAMES), metavar="NAME", help=start)
     group.add_argument("--seed", type=whole, metavar="N", help="0 to 2^64 - 1; -1 or none: a random one")
+    strength = "0 to 1: lean the first noise towards that of the variation seed; image i has SEED, VARIATION SEED + i"
+    group.add_argument("--variation-strength", type=number, metavar="X", help=strength)
+    group.add_argument("--variation-seed", type=whole, metavar="N", help="-1 or none, with a strength: a random one")
     clip_skip = "1: the last block of the text encoder, 2: the one before (AUTOMATIC1111's count; diffusers' + 1)"
     group.add_argument("--clip-skip", type=whole, metavar="N", help=clip_skip)
     long_prompt = "what to do with a prompt that is too long: truncate (and say so) or error"
@@ -92,7 +98,8 @@ def run(argv: Sequence[str]) -> int:
     with notes(args) as say:
         settings = checked(args)
         model = load_model(args, say)
-        print(f"seed {settings.seed}", file=sys.stderr, flush=True)  # even with --quiet
+        leaning = f", variation seed {settings.variation_seed}" if settings.variation_strength else ""
+        print(f"seed {settings.seed}{leaning}", file=sys.stderr, flush=True)  # even with --quiet
         started = time.perf_counter()
         for first in range(0, settings.num_images, model.batch_size(settings.batch_size)):
             draw(args, settings, model, first)
@@ -115,6 +122,8 @@ def checked(args: argparse.Namespace) -> Settings:
     args.prompt, args.negative_prompt = clean(given), clean(args.negative_prompt)
     if args.seed in (None, -1):
         args.seed = secrets.randbelow(2**32)
+    if args.variation_strength and args.variation_seed in (None, -1):
+        args.variation_seed = secrets.randbelow(2**32)
     config = check_model(args)
     with refusing():
         try:
@@ -144,7 +153,7 @@ def check_output(args: argparse.Namespace, settings: Settings) -> None:
     """
     if args.output is None:
         args.outdir.mkdir(parents=True, exist_ok=True)
-        check_writable(args.outdir / f"00000-{settings.seed}.png")
+        check_writable(args.outdir / f"00000-{seeds_of(settings, 0)}.png")
         return
     kinds, folder = ", ".join(SUFFIXES), args.output.parent
     check(not args.output.is_dir(), f"--output {args.output} is a folder: name a file, or use --outdir")
@@ -161,7 +170,7 @@ def exact_names(args: argparse.Namespace, settings: Settings) -> list[Path]:
     path, count = args.output, settings.num_images
     if count == 1:
         return [path]
-    return [path.with_name(f"{path.stem}-{settings.seed + i}{path.suffix}") for i in range(count)]
+    return [path.with_name(f"{path.stem}-{seeds_of(settings, i)}{path.suffix}") for i in range(count)]
 
 
 def draw(args: argparse.Namespace, settings: Settings, model: Any, first: int) -> None:
@@ -171,21 +180,27 @@ def draw(args: argparse.Namespace, settings: Settings, model: Any, first: int) -
 
     count = min(model.batch_size(settings.batch_size), settings.num_images - first)
     options = {name: getattr(args, name) for name in NUMBERS}
-    options |= {"seed": settings.seed + first, "num_images": count, "batch_size": count}
+    options |= settings.seeds(first) | {"num_images": count, "batch_size": count}
     with refusing(ValueError):
         pictures = generate(
             model, args.prompt, negative_prompt=args.negative_prompt, progress=not args.quiet, **options
         )
     for i, picture in enumerate(pictures, start=first):
         if args.output is None:
-            path = save_numbered(picture, args.outdir, settings.seed + i)
+            path = save_numbered(picture, args.outdir, seeds_of(settings, i))
         else:
             path = exact_names(args, settings)[i]
             save(picture, path, args.overwrite)
         show(path)
 
 
-def save_numbered(picture: Any, folder: Path, seed: int) -> Path:
+def seeds_of(settings: Settings, i: int) -> str:
+    """The seed of image i as names tell it, and the variation seed where it counts."""
+    seeds = settings.seeds(i)
+    return "{seed}-{variation_seed}".format(**seeds) if settings.variation_strength else str(seeds["seed"])
+
+
+def save_numbered(picture: Any, folder: Path, seed: str) -> Path:
     """Save under the next free number; another process may take it first, then the next one."""
     from ..image import save
 
