@@ -26,8 +26,9 @@ from .inpaint import keep_outside, start_from
 from .nn.conditioning import Conditioning
 from .nn.unet import UNet
 from .nn.vae import VAE
-from .runtime import ImageNoise, Runtime
-from .settings import MAX_SEED, Options, Settings, resolve
+from .noise import Brownian, ImageNoise, toward
+from .runtime import Runtime
+from .settings import MAX_SEED, SDE_SAMPLERS, Options, Settings, resolve
 from .text.encode import encode
 from .text.tokenizer import Tokenizer
 
@@ -178,8 +179,10 @@ class Job:
         self.prompts, self.negatives = pair(prompt, negative_prompt, settings.num_images)
         # The model's own rule for no negative prompt: most encode "", SDXL's folders ask for zeros.
         self.zero_negative = negative_prompt is None and model.config.defaults.zero_negative
-        self.seeds = [settings.seed + i for i in range(len(self.prompts))]
-        check(self.seeds[-1] <= MAX_SEED, f"seed {settings.seed} + {len(self)} images goes beyond {MAX_SEED}")
+        seeds = [settings.seeds(i) for i in range(len(self.prompts))]
+        self.seeds, self.variations = ([of[name] for of in seeds] for name in ("seed", "variation_seed"))
+        last = max(seed or 0 for seed in seeds[-1].values())
+        check(last <= MAX_SEED, f"the seeds of {len(self)} images go beyond {MAX_SEED}: the last is {last}")
         factor = model.config.vae.factor
         self.shape = (model.config.unet.out_channels, settings.height // factor, settings.width // factor)
         if latents is not None:
@@ -195,9 +198,8 @@ class Job:
     def make_plan(self) -> Plan:
         """The levels of the run; img2img keeps the last int(steps * strength) of them, as diffusers does."""
         s, default = self.settings, self.model.config.defaults
-        plan = make_plan(
-            self.model.table, s.steps, s.sampler, s.schedule, default.steps_offset, default.final_table_sigma
-        )
+        told = (default.steps_offset, default.final_table_sigma, s.start_scale)
+        plan = make_plan(self.model.table, s.steps, s.sampler, s.schedule, *told)
         return plan if self.given.original is None else plan.tail(int(s.steps * s.strength))
 
     def draw(self, batch: slice, bar: tqdm) -> Tensor:
@@ -225,6 +227,7 @@ class Job:
         if self.given.mask is not None:
             denoise = keep_outside(self.given.mask, self.given.original, denoise)
         options = {} if s.eta is None else {"eta": s.eta}
+        noise = Brownian(noise) if s.sampler in SDE_SAMPLERS else noise
         yield from get_sampler(s.sampler)(denoise, x, self.plan, noise=noise, **options)
 
     def encode(self, texts: list[str]) -> Conditioning:
@@ -237,7 +240,13 @@ class Job:
 
     def start(self, batch: slice, noise: ImageNoise) -> Tensor:
         """x at the plan's first level: noise alone, or the original with noise added."""
-        first = noise() if self.latents is None else self.latents[batch].float().to(noise.device)
+        first = noise.draw()  # also where latents take its place: the later draws are then the same
+        if self.latents is not None:
+            first = self.latents[batch].float().cpu()
+        if self.settings.variation_strength > 0:
+            other = ImageNoise(self.variations[batch], self.shape, noise.device)
+            first = toward(first, other.draw(), self.settings.variation_strength)
+        first = first.to(noise.device)
         if self.given.original is None:
             return first * self.plan.start
         return self.given.original + first * float(self.plan.sigmas[0])
@@ -257,7 +266,7 @@ class Job:
             "prompt": self.prompts[i],
             "negative_prompt": None if self.zero_negative else self.negatives[i],
             **self.settings.to_dict(),
-            "seed": self.seeds[i],
+            **self.settings.seeds(i),
             **self.model.origin,
             "device": self.model.runtime.device.type,
             "dtype": str(self.model.runtime.dtype).removeprefix("torch."),

@@ -12,6 +12,7 @@ from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_
 LONG_PROMPT_NAMES = ("truncate", "error")
 EMPHASIS_NAMES = ("off",)
 TILING_NAMES = ("auto", "on", "off")
+START_NAMES = ("sigma", "total")
 MAX_SEED = 2**64 - 1
 MAX_SIDE = 16_384
 MAX_IMAGES = 10_000
@@ -38,6 +39,15 @@ class Settings:
     guidance_interval: tuple[float, float] | None
     strength: float
     vae_tiling: str
+    start_scale: str | None
+    variation_seed: int | None
+    variation_strength: float
+
+    def seeds(self, i: int) -> dict[str, int | None]:
+        """Of image i: seed + i. With a variation the seed stays and the variation's counts, as in AUTOMATIC1111."""
+        if self.variation_strength == 0:
+            return {"seed": self.seed + i, "variation_seed": self.variation_seed}
+        return {"seed": self.seed, "variation_seed": self.variation_seed + i}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a picture's recipe; functions by their names."""
@@ -65,6 +75,9 @@ class Options(TypedDict, total=False):
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
     strength: float | None  # 0 to 1, how far an image is drawn anew
     vae_tiling: str | None  # decode in strips, to spare memory: "on", "off", or "auto": beyond 2^20 pixels (CPU 2^19)
+    start_scale: str | None  # std of the first x: "sigma" (AUTOMATIC1111) or "total", see `schedule.STARTS`
+    variation_seed: int | None  # lean the first noise towards this seed's, 0 (not at all) to 1 (all the way):
+    variation_strength: float | None  # above 0 all images share the seed, and image i has variation_seed + i
 
 
 def resolve(config: Config, **options: Unpack[Options]) -> Settings:
@@ -85,6 +98,8 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         return given.get(key, own.get(key, getattr(config.defaults, key, None)))
 
     schedule = given.get("schedule", own_schedule(config.defaults, said("sampler")))
+    if schedule == "align_your_steps" and config.unet.vector_dim:  # a table was published for each of the two
+        schedule = "align_your_steps_sdxl"
     settings = Settings(
         steps=integer("steps", said("steps"), 1, config.noise.steps),
         cfg_scale=real("cfg_scale", said("cfg_scale"), 0, 1000),
@@ -103,12 +118,18 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         guidance_interval=interval(said("guidance_interval")),
         strength=real("strength", said("strength"), 0, 1),
         vae_tiling=said("vae_tiling"),
+        start_scale=said("start_scale"),
+        variation_seed=variation(given),
+        variation_strength=real("variation_strength", said("variation_strength"), 0, 1),
     )
     one_of("vae_tiling", settings.vae_tiling, TILING_NAMES)
+    if settings.start_scale is not None:
+        one_of("start_scale", settings.start_scale, START_NAMES)
     if settings.eta is not None and settings.sampler not in ETA_SAMPLERS and not callable(settings.sampler):
         raise ValueError(f"eta means nothing to the sampler {settings.sampler}: it is for {', '.join(ETA_SAMPLERS)}")
-    last = settings.seed + settings.num_images - 1
-    check(last <= MAX_SEED, f"seed {settings.seed} + {settings.num_images} images goes beyond {MAX_SEED}")
+    for key, last in settings.seeds(settings.num_images - 1).items():
+        first = getattr(settings, key)
+        check((last or 0) <= MAX_SEED, f"{key} {first} + {settings.num_images} images goes beyond {MAX_SEED}")
     return settings
 
 
@@ -123,6 +144,16 @@ def own_schedule(defaults: Defaults, sampler: str | Callable) -> str:
     if defaults.sigma_schedule is not None and known not in GRID_ONLY:
         return defaults.sigma_schedule
     return defaults.schedule or GRID_ONLY.get(known, "linspace")
+
+
+def variation(given: dict[str, Any]) -> int | None:
+    """The variation seed, refused where it or the strength would silently do nothing alone."""
+    seed, strength = given.get("variation_seed"), given.get("variation_strength")
+    if seed is None:
+        check(not strength, f"variation_strength {strength!r} needs a variation_seed, whose noise to lean towards")
+        return None
+    check(strength is not None, f"variation_seed {seed!r} needs a variation_strength: how far to lean, 0 to 1")
+    return integer("variation_seed", seed, 0, MAX_SEED)
 
 
 def integer(what: str, value: Any, low: int, high: int) -> int:
@@ -167,7 +198,11 @@ def interval(value: Any) -> tuple[float, float] | None:
 
 
 ETA_SAMPLERS = ("ddim", "euler_a")
+SDE_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")  # their noise is one Brownian path, see noise.py
 # Samplers whose class in diffusers has no karras, and the spacing it takes when not told. The others: linspace.
 GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms": "leading"}
 # Defaults that are no model's own matter; the rest stand in its config.
-OWN = {"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "strength": 0.75, "vae_tiling": "auto"}
+OWN = {
+    **{"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "strength": 0.75},
+    **{"vae_tiling": "auto", "variation_strength": 0.0},
+}

@@ -136,7 +136,7 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
         args.prompt = ""
     given_prompt(args)
     seeds = next((axis.values for axis in (x, y) if axis.name == "seed"), None)
-    args.seed = seeds[0] if seeds else given_seed(args, Team())
+    args.seed = seeds[0] if seeds else given_seed(args, "seed", Team())
     with refusing():
         count = len(x.values) * len(y.values)
         check(count <= MAX_CELLS, f"{count} cells are asked for: a sheet has at most {MAX_CELLS}")
