@@ -108,7 +108,7 @@ def test_back_up_in_noise_the_draw_is_fresh_and_a_new_path_begins() -> None:
         assert all(abs(correlation(draw, other)) < 5 / math.sqrt(N) for other in draws[:i])
 
 
-@pytest.mark.parametrize("a, b", [(1.0, 1 - 1e-6), (1.0, 0.0), (1e12, 1e11), (0.5, 0.4999)])
+@pytest.mark.parametrize("a, b", [(0.7, 0.7 - 1e-6), (0.7, 0.0), (1e12, 1e11), (0.7, 0.6999)])
 def test_any_interval_gives_unit_variance(a: float, b: float) -> None:
     """Nearer than the tree tells apart, down to 0, beyond its range."""
     draw = brownian(5)(*torch.tensor([a, b], dtype=torch.float64))
