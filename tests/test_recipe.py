@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from minisd import recipe
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, Config
-from minisd.dialects import CHOICES, of_text
+from minisd.dialects import CHOICES, name_of, of_text
 from minisd.image import save
 from minisd.infotext import MAX_TEXT, SAMPLER_LABELS, SCHEDULE_LABELS, Infotext, parse, recipe_text, write
 from minisd.settings import EMPHASIS_NAMES, Options, resolve
@@ -212,6 +212,13 @@ def test_what_is_not_there_yet_is_listed_by_name() -> None:
     assert set(found.ignored) == listed
 
 
+def test_of_two_names_with_one_label_its_own_is_taken() -> None:
+    assert name_of("SGM Uniform", {"sgm_uniform": "SGM Uniform", "trailing": "SGM Uniform"}) == "sgm_uniform"
+    assert (
+        name_of("DDIM", {"leading": "DDIM", "ddim_uniform": "DDIM"}) == "ddim_uniform"
+    )  # which comes after the borrower
+
+
 SAYS = "x\nSteps: 5, {}, Seed: 1, CFG scale: 7, RNG: CPU, Version: {}"
 
 
@@ -280,6 +287,13 @@ def test_a_line_counts_as_settings_from_three_pairs_on() -> None:
     assert parse("a\nb: 1, c: 2, d: 3\n\n") == Infotext("a", "", {"b": "1", "c": "2", "d": "3"})
     assert parse("(b: 1), (c: 2), (d: 3)").fields == {}
     assert parse('a: "1, b: 2", c: 3, d: "\\"4\\"", e: "x').fields == {"a": "1, b: 2", "c": "3", "d": '"4"', "e": '"x'}
+    assert parse('a: "x" y, b: "", c: [1, 2], d: [z, e: 1').fields == {
+        "a": '"x" y',
+        "b": "",
+        "c": "[1, 2]",
+        "d": "[z",
+        "e": "1",
+    }
     assert parse("Negative prompt: no\nSteps: 1, b: 2, c: 3") == Infotext("", "no", {"Steps": "1", "b": "2", "c": "3"})
     for text in ("just a prompt", "", '{"sui_image_params": {}}'):
         with pytest.raises(ValueError, match=r"no line of settings|JSON by another tool"):

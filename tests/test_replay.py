@@ -3,8 +3,11 @@
 import json
 import random
 import shutil
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 import minisd
 from minisd import recipe
 from minisd.cli import main
+from minisd.cli.like import other_pictures
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, VERSION
 from minisd.image import save
 from minisd.pipeline import Model
@@ -284,3 +288,13 @@ def test_a_picture_from_a_picture_needs_it(run: Run, first: Path) -> None:
     assert "drawn from the image 'photo.jpg': give it with -i FILE" in run("--like", other, code=2)[1]
     write_text("a.png", "x\nSteps: 2, Sampler: Euler, Seed: 1, Denoising strength: 0.5")
     assert "drawn from an image: give it with -i FILE" in run("--like", "a.png", code=2)[1]
+
+
+def test_another_picture_than_the_recorded_one_is_said(monkeypatch) -> None:
+    read = SimpleNamespace(describe=lambda picture: {"sha256": picture})
+    monkeypatch.setitem(sys.modules, "minisd.picture", read)
+    made = {"image": {"sha256": "a"}, "mask": {"sha256": "b"}}
+    for image, mask, wanted in (("a", "b", []), ("x", "b", ["image"]), ("a", "x", ["mask"]), (None, None, [])):
+        notes = other_pictures(Namespace(image=image, mask_image=mask), made)
+        assert notes == [f"drawn from another {key} than the one given here" for key in wanted]
+    assert other_pictures(Namespace(image="x", mask_image=None), {"image": {}}) == []  # of another tool's

@@ -43,7 +43,7 @@ def about_picture(path: Path) -> str:
         own = own_recipe(held.own) if held.own else plain(held.sheet) if held.sheet else None
         said = own or read(path).to_dict()
     except ValueError:
-        if not (held.text or held.own or held.sheet):
+        if not (held.own or held.text or held.sheet):
             raise
         return held.text or held.own or held.sheet
     return json.dumps(said, indent=2, ensure_ascii=False)

@@ -90,7 +90,7 @@ def follow(args: argparse.Namespace, config: Config) -> None:
     if args.clip_skip is None:
         args.clip_skip = reading.options.get("clip_skip")
     choose_machine(args, reading.made)
-    for note in (*reading.notes, *compared(args, reading.made)):
+    for note in (*reading.notes, *compared(args, reading.made), *other_pictures(args, reading.made)):
         log.info("%s: %s", args.like, note)
     if reading.ignored:
         log.info("%s: not honoured: %s", args.like, ", ".join(reading.ignored))
@@ -133,6 +133,19 @@ def compared(args: argparse.Namespace, made: dict[str, Any]) -> list[str]:
     if here and not here.startswith(wanted):
         name = made.get("model", "the model")
         notes.append(f"drawn by other weights of {name}: their hash is {wanted[:10]}, not {here[:10]}")
+    return notes
+
+
+def other_pictures(args: argparse.Namespace, made: dict[str, Any]) -> list[str]:
+    """Where the picture or mask given is not the recorded one."""
+    notes = []
+    for key, name in (("image", "image"), ("mask", "mask_image")):
+        given, wanted = getattr(args, name, None), made.get(key, {}).get("sha256")
+        if given is not None and wanted is not None:
+            from ..picture import describe
+
+            if describe(given)["sha256"] != wanted:
+                notes.append(f"drawn from another {key} than the one given here")
     return notes
 
 
