@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "minisd"
 # The core in reading order; a file imports only from the entries above its own (or from its own folder).
-CORE = ["config", "files", "settings", "runtime", "nn", "text", "diffusion", "image", "inpaint", "guards", "pipeline"]
+CORE = ["config", "files", "settings", "picture", "runtime", "nn", "text", "diffusion", "image", "guards", "inpaint"]
+CORE += ["hires", "pipeline"]
 SATELLITES = ["weights", "world", "train", "explain", "cli"]
 
 

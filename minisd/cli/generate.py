@@ -26,17 +26,21 @@ from .common import (
     whole,
 )
 from .model import add_model_flags, check_model, load_model
+from .pictures import ALIASES as PICTURE_ALIASES
+from .pictures import OPTIONS, add_picture_flags, place_pictures, read_pictures
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 NUMBERS = ("steps", "cfg_scale", "sampler", "schedule", "eta", "width", "height", "num_images", "batch_size")
-NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling")
+NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling", *OPTIONS)
 
 EPILOG = """examples:
   minisd generate "a red circle"
   minisd generate "two blue squares" -n "a triangle" --steps 30 --cfg-scale 5 --seed 7 -N 4
   minisd generate "a green star" -m path/to/model -o star.png
   minisd generate "a castle" -m sd15.safetensors --tokenizer FOLDER --lora film.safetensors:0.8
+  minisd generate "a blue star" -i drawing.png --strength 0.6
+  minisd generate "a green heart" -i drawing.png --mask white-is-drawn.png
 
 Image i of a call has the seed SEED + i. The seed is always printed, and stored in the picture with all the rest:
 minisd info PICTURE shows it. Exit code: 0 done, 2 bad input, 1 a failure while drawing, 130 Ctrl-C."""
@@ -67,6 +71,7 @@ def build_parser() -> Parser:
     many = "how many pictures (default 1; also --images, --n-samples)"
     group.add_argument("-N", "--num-images", type=whole, default=1, metavar="N", help=many)
     group.add_argument("--batch-size", type=whole, metavar="N", help="pictures at a time (default: CPU 1, CUDA 8)")
+    add_picture_flags(parser)
     add_model_flags(parser)
     group = parser.add_argument_group("machine")
     group.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
@@ -115,7 +120,9 @@ def checked(args: argparse.Namespace) -> Settings:
     args.prompt, args.negative_prompt = clean(given), clean(args.negative_prompt)
     if args.seed in (None, -1):
         args.seed = secrets.randbelow(2**32)
+    read_pictures(args)
     config = check_model(args)
+    place_pictures(args, config)
     with refusing():
         try:
             settings = resolve(config, seed=args.seed, **{name: getattr(args, name) for name in NUMBERS})
@@ -172,10 +179,9 @@ def draw(args: argparse.Namespace, settings: Settings, model: Any, first: int) -
     count = min(model.batch_size(settings.batch_size), settings.num_images - first)
     options = {name: getattr(args, name) for name in NUMBERS}
     options |= {"seed": settings.seed + first, "num_images": count, "batch_size": count}
+    options |= {"negative_prompt": args.negative_prompt, "image": args.image, "mask": args.mask_image}
     with refusing(ValueError):
-        pictures = generate(
-            model, args.prompt, negative_prompt=args.negative_prompt, progress=not args.quiet, **options
-        )
+        pictures = generate(model, args.prompt, progress=not args.quiet, **options)
     for i, picture in enumerate(pictures, start=first):
         if args.output is None:
             path = save_numbered(picture, args.outdir, settings.seed + i)
@@ -208,5 +214,6 @@ def show(path: Path) -> None:
 ALIASES = {
     **dict.fromkeys(("--cfg", "--scale", "--guidance-scale"), "--cfg-scale"),
     **dict.fromkeys(("--images", "--n-images", "--n-samples"), "--num-images"),
+    **PICTURE_ALIASES,
     **{"--ddim-steps": "--steps", "--ckpt": "--model", "--W": "--width", "--H": "--height"},
 }
