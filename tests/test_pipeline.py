@@ -119,22 +119,6 @@ def test_a_researchers_own_sampler_and_schedule(model: Model) -> None:
     assert latent(model, schedule=lambda table, steps: torch.linspace(9, 0.1, steps)).isfinite().all()
 
 
-def test_image_to_image(model: Model) -> None:
-    """Strength 0 is the VAE's round trip, and outside a mask the latent stays what it was."""
-    (image,) = minisd.generate(model, "a blue square", seed=8)
-    z0 = model.vae.encode(to_tensor(image))[0]
-    assert torch.equal(latent(model, image=image, strength=0.0), z0)
-    near, far = ((latent(model, image=image, strength=s) - z0).std() for s in (0.3, 1.0))
-    assert near < far
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 32:] = 1
-    painted = latent(model, image=image, mask=mask, strength=1.0)
-    assert torch.allclose(painted[..., :8], z0[..., :8], atol=1e-5)
-    assert not torch.allclose(painted[..., 8:], z0[..., 8:], atol=1e-2)
-    with pytest.raises(ValueError, match="give the image too"):
-        latent(model, mask=mask)
-
-
 def test_clip_skip_changes_the_picture_and_is_checked(model: Model) -> None:
     assert torch.equal(latent(model), latent(model, clip_skip=1))
     assert not torch.equal(latent(model), latent(model, clip_skip=2))

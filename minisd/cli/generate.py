@@ -37,6 +37,8 @@ from .output import (
     seeds_of,
     show,
 )
+from .pictures import ALIASES as PICTURE_ALIASES
+from .pictures import add_picture_flags, place_pictures, read_pictures
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 NUMBERS = tuple(name for name in Options.__annotations__ if name != "seed")
@@ -46,6 +48,8 @@ EPILOG = """examples:
   minisd generate "two blue squares" -n "a triangle" --steps 30 --cfg-scale 5 --seed 7 -N 4
   minisd generate "a green star" -m path/to/model -o star.png
   minisd generate "a castle" -m sd15.safetensors --tokenizer FOLDER --lora film.safetensors:0.8
+  minisd generate "a blue star" -i drawing.png --strength 0.6
+  minisd generate "a green heart" -i drawing.png --mask white-is-drawn.png
   minisd generate --like star.png --steps 50
   minisd generate --from-file prompts.txt --outdir batch -N 4 --grid
 
@@ -103,6 +107,7 @@ def add_flags(parser: Parser) -> None:
     group = parser.add_argument_group("size")
     group.add_argument("-W", "--width", type=whole, metavar="N", help="pixels")
     group.add_argument("-H", "--height", type=whole, metavar="N", help="pixels")
+    add_picture_flags(parser)
     add_model_flags(parser)
     group = parser.add_argument_group("machine")
     group.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
@@ -150,9 +155,7 @@ def checked(args: argparse.Namespace, team: Team) -> Settings:
     args.seed = given_seed(args, "seed", team)
     if args.variation_strength:
         args.variation_seed = given_seed(args, "variation_seed", team)
-    config = check_model(args)
-    if args.like is not None:
-        follow(args, config)
+    config = check_all(args)
     settings = settled(args, config)
     count = len(args.prompts) * settings.num_images
     with refusing():
@@ -162,6 +165,20 @@ def checked(args: argparse.Namespace, team: Team) -> Settings:
         check_sheet(args, settings, count, team)
         check_output(args, settings, team)
     return settings
+
+
+def check_all(args: argparse.Namespace) -> Config:
+    """The pictures and the model that flags or --like name.
+
+    Raises:
+        BadInput: the first thing that does not fit.
+    """
+    read_pictures(args)
+    config = check_model(args)
+    if args.like is not None:
+        follow(args, config)
+    place_pictures(args, config)
+    return config
 
 
 def given_prompts(args: argparse.Namespace, team: Team) -> list[str]:
@@ -231,7 +248,8 @@ def settled(args: argparse.Namespace, config: Config) -> Settings:
 
 def keywords(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as `minisd.generate` takes it; without prompt and seed."""
-    return {"negative_prompt": args.negative_prompt, **options_of(args)}
+    given = {"negative_prompt": args.negative_prompt, "image": args.image, "mask": args.mask_image}
+    return given | options_of(args)
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -299,5 +317,6 @@ def draw(
 ALIASES = {
     **dict.fromkeys(("--cfg", "--scale", "--guidance-scale"), "--cfg-scale"),
     **dict.fromkeys(("--images", "--n-images", "--n-samples"), "--num-images"),
+    **PICTURE_ALIASES,
     **{"--ddim-steps": "--steps", "--ckpt": "--model", "--W": "--width", "--H": "--height"},
 }
