@@ -18,7 +18,9 @@ from pathlib import Path
 
 VERSION = "0.1.0"
 SAMPLER_NAMES = ("ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "plms")
-SCHEDULE_NAMES = ("linspace", "leading", "trailing", "karras")
+SCHEDULE_NAMES = ("linspace", "leading", "trailing", "karras", "exponential", "polyexponential", "normal")
+SCHEDULE_NAMES += ("sgm_uniform", "simple", "ddim_uniform", "beta", "kl_optimal")
+SCHEDULE_NAMES += ("align_your_steps", "align_your_steps_sdxl")
 PREDICTION_NAMES = ("eps", "v", "x0")
 NOISE_NAMES = ("linear", "scaled_linear")
 ACTIVATION_NAMES = ("quick_gelu", "gelu")

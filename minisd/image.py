@@ -17,8 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .files import atomic
-from .infotext import recipe_text
-from .recipe import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
+from .infotext import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT, recipe_text
 
 log = logging.getLogger("minisd")
 

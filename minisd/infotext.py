@@ -134,6 +134,7 @@ def plain(value: Any) -> str:
 
 NEGATIVE = "Negative prompt:"
 MAX_TEXT = 65_536  # characters
+EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
 # None of these can go over a part of the line more than once or twice, whatever is on it.
 GAP = re.compile(r"[\s,]*")
 KEY = re.compile(r"(\w[\w \-/]*):\s*")
@@ -143,6 +144,11 @@ SAMPLER_LABELS = {
     **{"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun"},
     **{"dpmpp_2m": "DPM++ 2M", "plms": "PLMS"},
 }
-SCHEDULE_LABELS = {"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform", "karras": "Karras"}
+SCHEDULE_LABELS = {  # the first three have none of their own: the nearest, which further down is its owner's again
+    **{"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform"},
+    **{"karras": "Karras", "exponential": "Exponential", "polyexponential": "Polyexponential", "normal": "Normal"},
+    **{"sgm_uniform": "SGM Uniform", "simple": "Simple", "ddim_uniform": "DDIM", "beta": "Beta"},
+    **{"kl_optimal": "KL Optimal", "align_your_steps_sdxl": "Align Your Steps", "align_your_steps": "Align Your Steps"},
+}
 EMPHASIS_LABELS = {"a1111": "Original", "no-norm": "No norm", "comfy": "Comfy", "off": "None"}
 UPSCALE_LABELS = {"latent": "Latent", "picture": "Lanczos"}

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .config import Config, check
 from .dialects import Reading, of_text
+from .infotext import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
 from .settings import Options
 
 
@@ -166,7 +167,6 @@ OTHER_TOOLS = {
 }
 MAX_JSON = 1_000_000  # characters
 MAX_DEPTH = 4
-EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
 FORMATS = ("PNG", "JPEG", "WEBP")
 DAMAGED = (  # what Pillow raises of broken files
     *(Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError),

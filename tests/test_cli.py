@@ -86,6 +86,10 @@ generate x --eta 0.5 --sampler heun
 generate x --eta 1.5 --sampler ddim
 generate x --eta nan
 generate x --guidance-rescale -0.1
+generate x --start-scale sigm
+generate x --variation-seed 5
+generate x --variation-seed -2 --variation-strength 0.5
+generate x --variation-strength 1.5
 generate x --num-images 0
 generate x --num_images -3
 generate x -N 1000000
@@ -390,11 +394,22 @@ def test_the_same_seed_draws_the_same_pixels_and_image_i_is_seed_plus_i(draw) ->
     assert pixels(first) != pixels(again)
 
 
+def test_variations_are_drawn_and_named_by_both_seeds(draw) -> None:
+    flags = ["--seed", "3", "--variation-strength", "0.3"]
+    first, second = draw("a red circle", *flags, "--variation-seed", "50", "-N", "2")
+    (again,) = draw("a red circle", *flags, "--variation-seed", "51", "-o", "again.png")
+    assert [p.name for p in (first, second)] == ["00000-3-50.png", "00001-3-51.png"]
+    assert pixels(second) == pixels(again) != pixels(first)
+    (lone,) = draw("a red circle", *flags)  # a seed of its own choosing
+    assert recipe(lone)["variation_seed"] not in (None, 50)
+
+
 def test_every_flag_reaches_the_picture(draw) -> None:
     """A flag that were read and forgotten would leave the pixels as they are."""
     (plain,) = draw("a red circle", "--seed", "3")
     changes = ["-n blue", "--steps 5", "--cfg 4", "--sampler ddim", "--schedule karras", "--clip-skip 2", "-H 32"]
-    changes += ["--guidance-rescale 0.9", "--sampler=ddim --eta=1", "--seed 4"]
+    changes += ["--guidance-rescale 0.9", "--sampler=ddim --eta=1", "--seed 4", "--start-scale sigma"]
+    changes += ["--variation-seed 9 --variation-strength 0.5"]
     drawn = {change: pixels(draw("a red circle", "--seed", "3", *change.split())[0]) for change in changes}
     assert len({pixels(plain), *drawn.values()}) == len(changes) + 1
 

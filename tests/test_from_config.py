@@ -36,6 +36,8 @@ FILES = {
         "_class_name": "DDIMScheduler",
         **{"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1},
     },
+    "exponential": {"_class_name": "HeunDiscreteScheduler", "use_exponential_sigmas": True, "steps_offset": 1},
+    "beta": {"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True, "steps_offset": 1},
     "bare": {"_class_name": "EulerDiscreteScheduler"},
 }
 CLASSES = {
@@ -51,6 +53,8 @@ SILENT = {"steps_offset": 1}  # mended by the pipeline of one tower, and forgott
 DRAWN = [  # folders, and what is named on them beside nothing
     ("sd1", "SD 1.x", ("ddim", "euler", "dpmpp_2m", "plms")),
     ("sd1", "karras", ("ddim", "euler", "heun")),
+    ("sd1", "exponential", ("ddim", "euler")),
+    ("sd1", "beta", ("heun",)),
     ("sd1", "bare", ("ddim", "plms")),
     ("sdxl", "SDXL", ("ddim", "euler", "dpmpp_2m", "plms")),
     ("sdxl", "ddim to zero", ("ddim", "plms")),
@@ -120,7 +124,6 @@ TOLD = [
     ({"_class_name": "PNDMScheduler"}, "the Runge-Kutta steps of PNDMScheduler"),
     ({"final_sigmas_type": "sigma_min"}, 'final_sigmas_type "sigma_min" is not supported'),
     ({"thresholding": True}, "thresholding true is not supported"),
-    ({"use_beta_sigmas": True}, "use_beta_sigmas is not supported"),
 ]
 
 

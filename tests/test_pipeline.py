@@ -17,8 +17,9 @@ from minisd.diffusion.guidance import guided
 from minisd.diffusion.samplers import euler_a, final
 from minisd.diffusion.schedule import make_plan, noise_table
 from minisd.image import to_pil, to_tensor
+from minisd.noise import ImageNoise
 from minisd.pipeline import Model
-from minisd.runtime import ImageNoise, pick
+from minisd.runtime import pick
 from minisd.text.encode import encode
 from minisd.weights.folder import WEIGHTS, modules
 
@@ -47,26 +48,9 @@ def test_outputs_are_one_picture_in_three_forms(model: Model) -> None:
     assert not pixels.requires_grad
 
 
-@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
-def test_image_i_of_a_call_is_the_picture_of_seed_plus_i(model: Model, sampler: str) -> None:
-    """Bit for bit, whatever stands beside it; stochastic samplers too."""
-    for count in (2, 3):
-        many = latent(model, num_images=count, seed=5, sampler=sampler)
-        for i in range(count):
-            assert torch.equal(many[i : i + 1], latent(model, seed=5 + i, sampler=sampler))
-
-
-def test_a_larger_batch_changes_next_to_nothing(model: Model) -> None:
-    """At most a level; how rarely is measured on the bundled model, a network of random weights is rougher."""
-    alone, together = (
-        torch.cat([to_tensor(p) for p in minisd.generate(model, PROMPT, num_images=4, batch_size=n, sampler="euler_a")])
-        for n in (1, 4)
-    )
-    assert ((alone - together) * 127.5).round().abs().max() <= 1
-
-
-@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
-@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+@pytest.mark.parametrize(
+    "sampler, schedule", [*((s, "karras") for s in SAMPLER_NAMES), *(("euler_a", s) for s in SCHEDULE_NAMES)]
+)
 def test_any_sampler_runs_with_any_schedule(model: Model, sampler: str, schedule: str) -> None:
     z = latent(model, sampler=sampler, schedule=schedule)
     assert torch.isfinite(z).all()
@@ -135,22 +119,6 @@ def test_a_researchers_own_sampler_and_schedule(model: Model) -> None:
     assert latent(model, schedule=lambda table, steps: torch.linspace(9, 0.1, steps)).isfinite().all()
 
 
-def test_image_to_image(model: Model) -> None:
-    """Strength 0 is the VAE's round trip, and outside a mask the latent stays what it was."""
-    (image,) = minisd.generate(model, "a blue square", seed=8)
-    z0 = model.vae.encode(to_tensor(image))[0]
-    assert torch.equal(latent(model, image=image, strength=0.0), z0)
-    near, far = ((latent(model, image=image, strength=s) - z0).std() for s in (0.3, 1.0))
-    assert near < far
-    mask = torch.zeros(1, 1, 64, 64)
-    mask[..., 32:] = 1
-    painted = latent(model, image=image, mask=mask, strength=1.0)
-    assert torch.allclose(painted[..., :8], z0[..., :8], atol=1e-5)
-    assert not torch.allclose(painted[..., 8:], z0[..., 8:], atol=1e-2)
-    with pytest.raises(ValueError, match="give the image too"):
-        latent(model, mask=mask)
-
-
 def test_clip_skip_changes_the_picture_and_is_checked(model: Model) -> None:
     assert torch.equal(latent(model), latent(model, clip_skip=1))
     assert not torch.equal(latent(model), latent(model, clip_skip=2))
@@ -194,16 +162,6 @@ def test_numbers_that_are_not_finite_make_no_picture(model: Model, tiny_model: P
         attrgetter(part)(broken).weight.fill_(float("nan"))
         with pytest.raises(FloatingPointError, match=where):
             minisd.generate(broken, PROMPT)
-
-
-def test_noise_is_each_images_own() -> None:
-    cpu = torch.device("cpu")
-    together, alone = ImageNoise([3, 2**64 - 1], (4, 8, 8), cpu), ImageNoise([2**64 - 1], (4, 8, 8), cpu)
-    for _ in range(3):
-        assert torch.equal(together()[1:], alone())
-    x = ImageNoise(range(64), (4, 16, 16), cpu)()
-    assert abs(x.mean()) < 0.01
-    assert abs(x.std() - 1) < 0.01
 
 
 def test_device_policy_gives_its_reason() -> None:

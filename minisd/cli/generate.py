@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, check
-from ..settings import LONG_PROMPT_NAMES, MAX_SEED, TILING_NAMES, Options, Settings, resolve
+from ..settings import LONG_PROMPT_NAMES, MAX_SEED, START_NAMES, TILING_NAMES, Options, Settings, resolve
 from .common import (
     BadInput,
     Parser,
@@ -26,7 +26,19 @@ from .common import (
 from .like import begin, follow
 from .many import MAX_PICTURES, Team, batches, is_drawn, read_prompts, read_team
 from .model import add_model_flags, check_model, load_model
-from .output import SUFFIXES, add_output_flags, check_output, check_sheet, names_of, save_numbered, save_sheet, show
+from .output import (
+    SUFFIXES,
+    add_output_flags,
+    check_output,
+    check_sheet,
+    names_of,
+    save_numbered,
+    save_sheet,
+    seeds_of,
+    show,
+)
+from .pictures import ALIASES as PICTURE_ALIASES
+from .pictures import add_picture_flags, place_pictures, read_pictures
 
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 NUMBERS = tuple(name for name in Options.__annotations__ if name != "seed")
@@ -36,6 +48,8 @@ EPILOG = """examples:
   minisd generate "two blue squares" -n "a triangle" --steps 30 --cfg-scale 5 --seed 7 -N 4
   minisd generate "a green star" -m path/to/model -o star.png
   minisd generate "a castle" -m sd15.safetensors --tokenizer FOLDER --lora film.safetensors:0.8
+  minisd generate "a blue star" -i drawing.png --strength 0.6
+  minisd generate "a green heart" -i drawing.png --mask white-is-drawn.png
   minisd generate --like star.png --steps 50
   minisd generate --from-file prompts.txt --outdir batch -N 4 --grid
 
@@ -80,7 +94,12 @@ def add_flags(parser: Parser) -> None:
     add_choice(group, "--schedule", SCHEDULE_NAMES)
     group.add_argument("--eta", type=number, metavar="X", help="fresh noise a step, 0 to 1, for ddim and euler_a")
     group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
+    start = "how strong the first noise is: sigma (AUTOMATIC1111) or total (default: diffusers' way of the sampler)"
+    group.add_argument("--start-scale", type=choice("start scale", START_NAMES), metavar="NAME", help=start)
     group.add_argument("--seed", type=whole, metavar="N", help="0 to 2^64 - 1; -1 or none: a random one")
+    strength = "0 to 1: lean the first noise towards that of the variation seed; image i has SEED, VARIATION SEED + i"
+    group.add_argument("--variation-strength", type=number, metavar="X", help=strength)
+    group.add_argument("--variation-seed", type=whole, metavar="N", help="-1 or none, with a strength: a random one")
     clip_skip = "1: the last block of the text encoder, 2: the one before (AUTOMATIC1111's count; diffusers' + 1)"
     group.add_argument("--clip-skip", type=whole, metavar="N", help=clip_skip)
     long_prompt = "what to do with a prompt that is too long: truncate (and say so) or error"
@@ -88,6 +107,7 @@ def add_flags(parser: Parser) -> None:
     group = parser.add_argument_group("size")
     group.add_argument("-W", "--width", type=whole, metavar="N", help="pixels")
     group.add_argument("-H", "--height", type=whole, metavar="N", help="pixels")
+    add_picture_flags(parser)
     add_model_flags(parser)
     group = parser.add_argument_group("machine")
     group.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
@@ -106,7 +126,8 @@ def run(argv: Sequence[str]) -> int:
         args.device = team.device(args.device)
         model = load_model(args, say)
         if first:
-            print(f"seed {settings.seed}", file=sys.stderr, flush=True)  # even with --quiet
+            leaning = f", variation seed {settings.variation_seed}" if settings.variation_strength else ""
+            print(f"seed {settings.seed}{leaning}", file=sys.stderr, flush=True)  # even with --quiet
     with notes(args) as say:
         started = time.perf_counter()
         names = names_of(args, settings)
@@ -116,7 +137,7 @@ def run(argv: Sequence[str]) -> int:
         if args.grid:
             from ..sheet import plain_sheet, read_picture
 
-            show(save_sheet(plain_sheet([read_picture(path) for path in names]), args, settings.seed))
+            show(save_sheet(plain_sheet([read_picture(path) for path in names]), args, seeds_of(settings, 0)))
         count = f"{len(left)} pictures" if len(left) != 1 else "1 picture"
         there = f", {len(share) - len(left)} were there already" if len(left) < len(share) else ""
         whose = f"process {team.rank} of {team.world}: " if team.world > 1 else ""
@@ -131,18 +152,33 @@ def checked(args: argparse.Namespace, team: Team) -> Settings:
         BadInput: the first thing that does not fit.
     """
     args.prompts = given_prompts(args, team)
-    args.seed = given_seed(args, team)
-    config = check_model(args)
-    if args.like is not None:
-        follow(args, config)
+    args.seed = given_seed(args, "seed", team)
+    if args.variation_strength:
+        args.variation_seed = given_seed(args, "variation_seed", team)
+    config = check_all(args)
     settings = settled(args, config)
     count = len(args.prompts) * settings.num_images
     with refusing():
         check(count <= MAX_PICTURES, f"{count} pictures are asked for: one call draws at most {MAX_PICTURES}")
-        check(settings.seed + count - 1 <= MAX_SEED, f"--seed {settings.seed} + {count} pictures: beyond {MAX_SEED}")
+        last = max(seed or 0 for seed in settings.seeds(count - 1).values())
+        check(last <= MAX_SEED, f"the seeds of {count} pictures go beyond {MAX_SEED}: the last is {last}")
         check_sheet(args, settings, count, team)
         check_output(args, settings, team)
     return settings
+
+
+def check_all(args: argparse.Namespace) -> Config:
+    """The pictures and the model that flags or --like name.
+
+    Raises:
+        BadInput: the first thing that does not fit.
+    """
+    read_pictures(args)
+    config = check_model(args)
+    if args.like is not None:
+        follow(args, config)
+    place_pictures(args, config)
+    return config
 
 
 def given_prompts(args: argparse.Namespace, team: Team) -> list[str]:
@@ -182,18 +218,19 @@ def given_prompt(args: argparse.Namespace) -> str:
     return args.prompt
 
 
-def given_seed(args: argparse.Namespace, team: Team) -> int:
-    """The seed of the first picture. A file of prompts begins at 0, so that the same command again goes on with it.
+def given_seed(args: argparse.Namespace, name: str, team: Team) -> int:
+    """The first picture's seed, or variation seed. A file of prompts begins at 0: the same command again goes on.
 
     Raises:
         BadInput: a random one for several processes, which have no way to agree on it.
     """
-    if args.seed is None and args.from_file is not None:
+    given = getattr(args, name)
+    if given is None and args.from_file is not None:
         return 0
-    if args.seed not in (None, -1):
-        return args.seed
+    if given not in (None, -1):
+        return given
     if team.world > 1:
-        raise BadInput(f"give a --seed: {team.world} processes cannot agree on a random one")
+        raise BadInput(f"give a --{name.replace('_', '-')}: {team.world} processes cannot agree on a random one")
     return secrets.randbelow(2**32)
 
 
@@ -211,7 +248,8 @@ def settled(args: argparse.Namespace, config: Config) -> Settings:
 
 def keywords(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags say, as `minisd.generate` takes it; without prompt and seed."""
-    return {"negative_prompt": args.negative_prompt, **options_of(args)}
+    given = {"negative_prompt": args.negative_prompt, "image": args.image, "mask": args.mask_image}
+    return given | options_of(args)
 
 
 def options_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -265,12 +303,12 @@ def draw(
     from ..pipeline import generate
 
     prompts = [args.prompts[i // settings.num_images] for i in lot]
-    options = keywords(args) | {"seed": settings.seed + lot[0], "num_images": 1, "batch_size": len(lot)}
+    options = keywords(args) | settings.seeds(lot[0]) | {"num_images": 1, "batch_size": len(lot)}
     with refusing(ValueError):
         pictures = generate(model, prompts, progress=progress, **options)
     for i, picture in zip(lot, pictures, strict=True):
         if names[i] is None:
-            names[i] = save_numbered(picture, args.outdir, settings.seed + i)
+            names[i] = save_numbered(picture, args.outdir, seeds_of(settings, i))
         else:
             save(picture, names[i], args.overwrite)
         show(names[i])
@@ -279,5 +317,6 @@ def draw(
 ALIASES = {
     **dict.fromkeys(("--cfg", "--scale", "--guidance-scale"), "--cfg-scale"),
     **dict.fromkeys(("--images", "--n-images", "--n-samples"), "--num-images"),
+    **PICTURE_ALIASES,
     **{"--ddim-steps": "--steps", "--ckpt": "--model", "--W": "--width", "--H": "--height"},
 }

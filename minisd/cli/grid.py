@@ -15,10 +15,9 @@ from typing import Any
 from ..config import Config, check
 from ..settings import Settings
 from .common import BadInput, Parser, add_common, flat, near, notes, refusing
-from .generate import NUMBERS, add_flags, clean, given_prompt, given_seed, keywords, settled
-from .like import follow
+from .generate import NUMBERS, add_flags, check_all, clean, given_prompt, given_seed, keywords, settled
 from .many import Team, read_team
-from .model import check_model, load_model
+from .model import load_model
 from .output import add_output_flags, check_area, check_exact, check_folder, save_numbered, save_sheet, show
 
 AXES = ("prompt", "negative_prompt", "seed", *(name for name in NUMBERS if name not in ("num_images", "batch_size")))
@@ -136,13 +135,11 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
         args.prompt = ""
     given_prompt(args)
     seeds = next((axis.values for axis in (x, y) if axis.name == "seed"), None)
-    args.seed = seeds[0] if seeds else given_seed(args, Team())
+    args.seed = seeds[0] if seeds else given_seed(args, "seed", Team())
     with refusing():
         count = len(x.values) * len(y.values)
         check(count <= MAX_CELLS, f"{count} cells are asked for: a sheet has at most {MAX_CELLS}")
-    config = check_model(args)
-    if args.like is not None:
-        follow(args, config)
+    config = check_all(args)
     cells = [y.set(x.set(args, column), row) for row in y.values for column in x.values]
     settings = [settled_cell(cell, config, x, y) for cell in cells]
     with refusing():

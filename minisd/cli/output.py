@@ -87,7 +87,7 @@ def check_output(args: argparse.Namespace, settings: Settings, team: Team) -> No
         ValueError, OSError: what is wrong with it.
     """
     if args.output is None:
-        check_folder(args.outdir, f"00000-{settings.seed}.png")
+        check_folder(args.outdir, f"00000-{seeds_of(settings, 0)}.png")
         return
     names = names_of(args, settings)
     own = [names[i] for i in team.share(len(names), settings.batch_size)]
@@ -96,7 +96,7 @@ def check_output(args: argparse.Namespace, settings: Settings, team: Team) -> No
 
 def names_of(args: argparse.Namespace, settings: Settings) -> list[Path | None]:
     """The file of each picture of the call; None: the next free number, found when it is saved."""
-    seeds = range(settings.seed, settings.seed + len(args.prompts) * settings.num_images)
+    seeds = [seeds_of(settings, i) for i in range(len(args.prompts) * settings.num_images)]
     if args.from_file is not None:
         return [args.outdir / f"{i:05d}-{seed}.png" for i, seed in enumerate(seeds)]
     if args.output is None:
@@ -105,7 +105,13 @@ def names_of(args: argparse.Namespace, settings: Settings) -> list[Path | None]:
     return [path] if len(seeds) == 1 else [path.with_name(f"{path.stem}-{seed}{path.suffix}") for seed in seeds]
 
 
-def save_numbered(picture: Any, folder: Path, seed: int, prefix: str = "") -> Path:
+def seeds_of(settings: Settings, i: int) -> str:
+    """The seed of image i as names tell it, and the variation seed where it counts."""
+    seeds = settings.seeds(i)
+    return "{seed}-{variation_seed}".format(**seeds) if settings.variation_strength else str(seeds["seed"])
+
+
+def save_numbered(picture: Any, folder: Path, seed: str | int, prefix: str = "") -> Path:
     """Save under the next free number; another process may take it first, then the next one."""
     from ..image import save
 
@@ -120,7 +126,7 @@ def save_numbered(picture: Any, folder: Path, seed: int, prefix: str = "") -> Pa
         return path
 
 
-def save_sheet(sheet: Any, args: argparse.Namespace, seed: int) -> Path:
+def save_sheet(sheet: Any, args: argparse.Namespace, seed: str | int) -> Path:
     """Save a sheet as --output, or under the next free number of sheets; its path."""
     from ..image import save
 

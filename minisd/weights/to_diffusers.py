@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config, TextConfig, VAEConfig, check
+from ..diffusion.spacing import GRIDS
 from ..text.tokenizer import FILES, JOINED, SPECIAL, read_vocabulary
 from .diffusers import TOKENIZERS, TOWERS, Parts
 from .foreign import NOISE_OF, PREDICTION_OF, SAMPLERS_OF, SPACINGS_OF
@@ -180,7 +181,7 @@ def scheduler_json(config: Config) -> dict[str, Any]:
     if n.zero_snr:
         found["rescale_betas_zero_snr"] = True
     levels = {ours: theirs for theirs, ours in SPACINGS_OF.items()}
-    spacing = None if d.schedule in levels else d.schedule
+    spacing = d.schedule if d.schedule in GRIDS else None  # diffusers has no word for the others
     sigmas = d.schedule if d.schedule in levels else d.sigma_schedule
     if spacing is not None:
         found["timestep_spacing"] = spacing
