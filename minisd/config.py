@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 VERSION = "0.1.0"
-SAMPLER_NAMES = ("ddim", "ddpm", "euler", "euler_a", "heun", "dpmpp_2m", "plms")
-SCHEDULE_NAMES = ("linspace", "leading", "trailing", "karras")
+SAMPLER_NAMES = (
+    *("ddim", "ddpm", "euler", "euler_a", "heun", "restart", "dpm2", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "plms"),
+    *("lms", "deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "unipc", "lcm", "tcd"),
+)
+SCHEDULE_NAMES = ("linspace", "leading", "trailing", "lcm", "karras")
 PREDICTION_NAMES = ("eps", "v", "x0")
 NOISE_NAMES = ("linear", "scaled_linear")
 ACTIVATION_NAMES = ("quick_gelu", "gelu")

@@ -122,10 +122,14 @@ def quoted(value: Any) -> str:
 EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
 MAX_EXIF = 65_000  # bytes; a JPEG segment holds no more
 SAMPLER_LABELS = {
-    **{"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun"},
-    **{"dpmpp_2m": "DPM++ 2M", "plms": "PLMS"},
+    **{"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "restart": "Restart"},
+    **{"dpm2": "DPM2", "dpm2_a": "DPM2 a", "dpmpp_2s_a": "DPM++ 2S a", "dpmpp_sde": "DPM++ SDE", "plms": "PLMS"},
+    **{"lms": "LMS", "deis": "DEIS", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE"},
+    **{"dpmpp_3m_sde": "DPM++ 3M SDE", "unipc": "UniPC", "lcm": "LCM", "tcd": "TCD"},
 }
-SCHEDULE_LABELS = {"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform", "karras": "Karras"}
+SCHEDULE_LABELS = {
+    **{"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform", "lcm": "LCM", "karras": "Karras"},
+}
 FORMATS = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),

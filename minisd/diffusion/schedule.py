@@ -62,7 +62,7 @@ class Plan:
 
     def time(self, sigma: Tensor) -> Tensor:
         """t () of a level (): the plan's own where the level is one of its own, else the table's."""
-        own = (self.sigmas[:-1] == sigma).nonzero()
+        own = self.sigmas[:-1].isclose(sigma, rtol=1e-9, atol=0).nonzero()  # a level that a solver worked out, too
         if len(own):
             return self.t[own[0, 0]]
         t = self.table.t(sigma)
@@ -76,14 +76,16 @@ Spacing = Callable[[NoiseTable, int], Tensor]  # table, steps -> sigmas (steps,)
 class Family:
     """How a family of solvers reads the table in diffusers, so that a stored model draws the same picture."""
 
-    whole: bool  # times are rounded, on a grid and for karras
+    whole: bool  # times are rounded, on a grid, for karras and of levels between
     extra: int  # points of a grid beyond the steps; the lowest are dropped
     start: str  # key of STARTS; on `leading` every family starts at "total"
     table_end: bool | None = None  # the last sigma is the table's first instead of 0, if not told; None: never
+    always: bool = False  # ends on the table, told or not (`table_end` then plays no part)
+    whole_karras: bool = False  # times of karras levels are rounded, all others not
 
-    def times(self, t: Tensor) -> Tensor:
-        """What the network is told of times t."""
-        return t.round() if self.whole else t
+    def times(self, t: Tensor, schedule: str | Callable) -> Tensor:
+        """What the network is told of times t of a schedule."""
+        return t.round() if self.whole or (self.whole_karras and schedule == "karras") else t
 
 
 def make_plan(
@@ -114,7 +116,7 @@ def make_plan(
     sigmas, t = levels(table, steps, family, schedule, steps_offset)
     last = torch.zeros(())
     ends_on_table = family.table_end if final_table_sigma is None else final_table_sigma
-    if family.table_end is not None and ends_on_table:
+    if family.always or (family.table_end is not None and ends_on_table):
         last = min(table.sigmas[0], sigmas[-1])  # never above a schedule that goes below the table
     start = start or ("total" if schedule == "leading" else family.start)
     one_of("start", start, STARTS)
@@ -122,11 +124,11 @@ def make_plan(
 
 
 def family_of(sampler: str | Callable) -> Family:
-    """The family a sampler's plan is made for: its name up to the first underscore, else euler."""
+    """The family a sampler's plan is made for: its name's, its name's up to the first underscore, or euler's."""
     if isinstance(sampler, str):
         one_of("sampler", sampler, SAMPLER_NAMES)
     name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
-    return FAMILIES.get(name.split("_")[0], FAMILIES["euler"])
+    return FAMILIES.get(name) or FAMILIES.get(name.split("_")[0], FAMILIES["euler"])
 
 
 def levels(
@@ -134,8 +136,9 @@ def levels(
 ) -> tuple[Tensor, Tensor]:
     """Sigmas (steps,) and times (steps,) of a schedule."""
     if schedule in GRIDS:
-        t = family.times(GRIDS[schedule](len(table), steps, family.extra, offset))
+        t = family.times(GRIDS[schedule](len(table), steps, family.extra, offset), schedule)
         return interpolate(t, table.index, table.sigmas), t  # linear in sigma: diffusers' way on a grid
+    name = schedule
     if isinstance(schedule, str):
         one_of("schedule", schedule, SCHEDULE_NAMES)
         schedule = SPACINGS[schedule]
@@ -143,7 +146,7 @@ def levels(
     check(sigmas.shape == (steps,), f"the schedule gave {list(sigmas.shape)} sigmas instead of [{steps}]")
     falling = bool((sigmas.diff() < 0).all()) and 0 < sigmas[-1] <= sigmas[0] < torch.inf
     check(falling, f"the schedule's sigmas must fall and be above 0 (the last is added): {sigmas.tolist()}")
-    return sigmas, family.times(table.t(sigmas))  # linear in log(sigma): diffusers' way back
+    return sigmas, family.times(table.t(sigmas), name)  # linear in log(sigma): diffusers' way back
 
 
 def noise_table(config: NoiseConfig) -> NoiseTable:
@@ -199,6 +202,16 @@ def trailing(length: int, steps: int, extra: int, offset: int) -> Tensor:
     return (length - torch.arange(steps, dtype=torch.float64) * stride).round() - 1
 
 
+def lcm(length: int, steps: int, extra: int, offset: int) -> Tensor:
+    """Whole times (steps,) of models distilled to few steps: some of the 50 they were taught, spread evenly.
+
+    999, 759, 499, 259 for 4 of 1000 (arXiv 2310.04378, as diffusers has it); for more than 50 all of as many.
+    """
+    taught = min(max(50, steps), length)
+    times = torch.arange(taught, 0, -1, dtype=torch.float64) * (length // taught) - 1
+    return times[torch.arange(steps) * taught // steps]
+
+
 def karras(table: NoiseTable, steps: int, rho: float = 7.0) -> Tensor:
     """Sigmas (steps,) over the whole table, evenly spaced in sigma ** (1 / rho) (arXiv 2206.00364, eq. 5)."""
     low, high = table.sigmas[[0, -1]] ** (1 / rho)
@@ -214,16 +227,23 @@ def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
 
 
 BETAS = {"linear": linear, "scaled_linear": scaled_linear}
-GRIDS = {"linspace": linspace, "leading": leading, "trailing": trailing}  # which times
+GRIDS = {"linspace": linspace, "leading": leading, "trailing": trailing, "lcm": lcm}  # which times
 SPACINGS = {"karras": karras}  # which sigmas
 STARTS = {  # std of x at the first level: of its noise alone, or with a latent of unit variance
     "sigma": lambda sigma: sigma,
     "total": lambda sigma: (1 + sigma**2) ** 0.5,
 }
-FAMILIES = {
+FAMILIES = {  # by a sampler's name, or its name up to the first underscore; as euler what is not here
     "ddim": Family(whole=True, extra=0, start="total", table_end=False),
     "ddpm": Family(whole=True, extra=0, start="total"),
+    "deis": Family(whole=True, extra=1, start="total", always=True),
+    "dpm2": Family(whole=False, extra=0, start="sigma", whole_karras=True),
     "dpmpp": Family(whole=True, extra=1, start="total"),
+    "dpmpp_2s_a": Family(whole=False, extra=0, start="sigma"),  # k-diffusion's alone, and read as there
+    "dpmpp_sde": Family(whole=False, extra=0, start="sigma"),
     "euler": Family(whole=False, extra=0, start="sigma"),
+    "lcm": Family(whole=True, extra=0, start="total"),
     "plms": Family(whole=True, extra=0, start="total", table_end=True),  # ddim's plan
+    "tcd": Family(whole=True, extra=0, start="total", always=True),
+    "unipc": Family(whole=True, extra=1, start="total"),
 }
