@@ -122,7 +122,7 @@ def on_levels(sampler: str, plan: Plan, kind: str, **options: float) -> Tensor:
     times = {"timesteps": [*range(len(table))][: -n - 1 : -1]} if sampler in ("lcm", "tcd") else {}
     scheduler.set_timesteps(**times or {"num_inference_steps": n})
     if sampler == "deis":
-        scheduler.sigmas[-1] = last
+        scheduler.sigmas = plan.sigmas  # in float64, and with our last
 
     def time(t: Tensor) -> Tensor:
         """The plan's time of one of these; its levels come back from float32."""

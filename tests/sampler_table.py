@@ -3,20 +3,27 @@
 `python tests/sampler_table.py > docs/samplers.md` writes the page; the tests hold every cell of it.
 """
 
+import inspect
+
 import diffusers
+import torch
 from gaussian import misses
 from oracles import deviation
 from runs import KINDS, on_levels, on_table, ours, run, single_steps
 from test_schedule import CELLS, SCHEDULERS, TABLE, theirs
+from torch import Tensor
 
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
+from minisd.diffusion.samplers import SAMPLERS
 from minisd.diffusion.schedule import make_plan
+from minisd.image import SAMPLER_LABELS
 
 STEPS = (10, 20, 7)  # 7 does not divide 1000
+OWN_RUNS = (("eps", 10), ("v", 7), ("v", 20))  # prediction and steps, of a class over its own schedule
 RUNS = (("eps", 5), ("v", 9))  # prediction and steps, of a cell over our levels
 DEIS_RUNS = (("eps", 8), ("v", 17))  # which ends otherwise from 15 steps on
 EXACT = ("restart", "dpmpp_3m_sde")  # held to the exact Gaussian
-SOLVER, EXACTLY, NATIVE = 1e-5, 2e-2, 1e-4  # what a cell may come to: on our levels, exact Gaussian, own schedule
+SOLVER, EXACTLY = 1e-5, 2e-2  # what a cell over our levels may come to
 
 ONE_X_TWO_LEVELS = "it leaves x at the level of t - 1000 // n, and takes it up at the level of the next t"
 TWO_TIMES = "its look midway falls on the next level, and it tells the network another time of it, not rounded"
@@ -45,13 +52,25 @@ def on_our_levels(sampler: str, schedule: str) -> float:
     return worst
 
 
-def on_its_own(sampler: str, schedule: str, kind: str, n: int) -> tuple[float, float]:
-    """The whole class: relative difference from diffusers with its own times, levels and start; as it is, and on our
-    float64 table.
+def own_runs(sampler: str, schedule: str) -> list[tuple[str, int]]:
+    """The runs in which diffusers does not contradict itself."""
+    runs = [("eps" if (sampler, kind) == PLMS_V else kind, n) for kind, n in OWN_RUNS]
+    return [(kind, n) for kind, n in runs if (sampler, schedule, n) not in CONTRADICTIONS]
+
+
+def on_its_own(sampler: str, schedule: str, exact: bool = False) -> float:
+    """The whole class: worst relative difference from diffusers with its own times, levels and start; 0 where it
+    contradicts itself in all runs.
+
+    Args:
+        exact: on our float64 table; its own is float32.
     """
-    result = ours(sampler, make_plan(TABLE, n, sampler, schedule), kind)
-    own, exact = (theirs(sampler, schedule, n, prediction_type=KINDS[kind]) for _ in range(2))
-    return deviation(result, run(own)), deviation(result, run(on_table(exact, TABLE)))
+    worst = 0.0
+    for kind, n in own_runs(sampler, schedule):
+        result = ours(sampler, make_plan(TABLE, n, sampler, schedule), kind)
+        scheduler = theirs(sampler, schedule, n, prediction_type=KINDS[kind])
+        worst = max(worst, deviation(result, run(on_table(scheduler, TABLE) if exact else scheduler)))
+    return worst
 
 
 def oracle_of(sampler: str) -> str:
@@ -61,6 +80,28 @@ def oracle_of(sampler: str) -> str:
     kind, fields = SCHEDULERS.get(sampler, (diffusers.DPMSolverSinglestepScheduler, {}))
     algorithm = fields.get("algorithm_type")
     return f"`{kind.__name__}`{f', `{algorithm}`' if algorithm else ''}"
+
+
+def kinds() -> list[list[str]]:
+    """Of each sampler: its label in a picture, its looks in 20 steps, its eta where it takes one, whether it draws."""
+    lines = []
+    for sampler in SAMPLER_NAMES:
+        looks, drawn, plan = [], [], make_plan(TABLE, 20, sampler, "karras")
+
+        def denoise(x: Tensor, sigma: Tensor, looks: list = looks) -> Tensor:
+            looks.append(sigma)
+            return 0 * x
+
+        def noise(*levels: Tensor, drawn: list = drawn) -> Tensor:
+            drawn.append(levels)
+            return torch.zeros(1, 1, 1, 1)
+
+        list(SAMPLERS[sampler](denoise, torch.ones(1, 1, 1, 1), plan, noise))
+        eta = inspect.signature(SAMPLERS[sampler]).parameters.get("eta")
+        first = inspect.getdoc(SAMPLERS[sampler]).split("https://")[1].split()[0].rstrip(".,;)")
+        eta, draws = f"{eta.default:g}" if eta else "", "yes" if drawn else ""
+        lines.append([f"`{sampler}`", SAMPLER_LABELS[sampler], str(len(looks)), draws, eta, f"<https://{first}>"])
+    return lines
 
 
 def rows(header: list[str], lines: list[list[str]]) -> str:
@@ -76,11 +117,9 @@ def page() -> str:
     ]
     native: dict[str, dict[str, str]] = {}
     for sampler, schedule in CELLS:
-        runs = [(k, n) for k in KINDS for n in STEPS if (sampler, k) != PLMS_V]
-        held = [run for run in runs if (sampler, schedule, run[1]) not in CONTRADICTIONS]
-        worst = max((on_its_own(sampler, schedule, *run)[0] for run in held), default=None)
-        mark = "*" if len(held) < len(runs) else ""
-        native.setdefault(sampler, {})[schedule] = "no *" if worst is None else f"{worst:.0e}{mark}"
+        held = len(own_runs(sampler, schedule))
+        worst = f"{on_its_own(sampler, schedule):.0e}" if held else "no"
+        native.setdefault(sampler, {})[schedule] = worst + (" *" if held < len(OWN_RUNS) else "")
     names = [name for name in SCHEDULE_NAMES if any(name in cells for cells in native.values())]
     whole = [[f"`{sampler}`", *(cells.get(name, "") for name in names)] for sampler, cells in native.items()]
     reasons: dict[str, set[str]] = {}
@@ -88,6 +127,7 @@ def page() -> str:
         reasons.setdefault(reason, set()).add(f"`{sampler}` {schedule}{'' if schedule != 'trailing' else f' n = {n}'}")
     told = "\n".join(f"- {', '.join(sorted(cells))}: {reason}." for reason, cells in reasons.items())
     return PAGE.format(
+        kinds=rows(["sampler", "label", "looks in 20 steps", "draws noise", "eta", "source"], kinds()),
         solver=rows(["sampler", *SCHEDULE_NAMES, "oracle"], solver),
         native=rows(["sampler", *names], whole),
         contradictions=told,
@@ -98,7 +138,9 @@ def page() -> str:
 PAGE = """# Samplers and schedules, measured
 
 Written by `python tests/sampler_table.py`; `tests/test_samplers.py` holds every cell. Any sampler runs with any
-schedule.
+schedule. A look is one call of the UNet (with its prompts in one batch); eta is the default, 0 draws no noise.
+
+{kinds}
 
 ## The solver, over the levels of every schedule
 
@@ -113,8 +155,9 @@ formula. `tcd`: eta 0 here, 0.3 below. `plms`: eps alone, diffusers adds the v o
 
 ## The whole class, over its own schedules
 
-The same with diffusers' own times, levels and start, at 7, 10 and 20 steps. What is above 1e-5 is a time that it works
-out from float32 logarithms. On our float64 table the same cells are below 1e-5 (`dpm2_a` on linspace: 2e-4).
+The same with diffusers' own times, levels and start; eps with 10, v with 7 and 20 steps. What is above 1e-5 is a time
+that it works out from float32 logarithms; on our float64 table these cells too are below 1e-5 (`dpm2_a` on linspace
+8e-5, see below).
 
 {native}
 

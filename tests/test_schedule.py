@@ -1,5 +1,8 @@
 """The noise table, the plan of levels and the prediction types, against diffusers and their own algebra."""
 
+from copy import deepcopy
+from functools import cache
+
 import diffusers
 import pytest
 import torch
@@ -68,9 +71,15 @@ def theirs(sampler: str, schedule: str, n: int, **changes: object) -> diffusers.
     if schedule == "karras":
         options, schedule = options | {"use_karras_sigmas": True}, "linspace"
     schedule = "leading" if schedule == "lcm" else schedule  # which those classes do not look at
-    scheduler = kind(**SD, **options, timestep_spacing=schedule, **changes)
+    scheduler = deepcopy(made(kind, **SD, **options, timestep_spacing=schedule, **changes))
     scheduler.set_timesteps(n)
     return scheduler
+
+
+@cache
+def made(kind: type, **fields: object) -> diffusers.SchedulerMixin:
+    """Some classes take a second to be made."""
+    return kind(**fields)
 
 
 def once(scheduler: diffusers.SchedulerMixin) -> Tensor:

@@ -62,7 +62,7 @@ class Plan:
 
     def time(self, sigma: Tensor) -> Tensor:
         """t () of a level (): the plan's own where the level is one of its own, else the table's."""
-        own = self.sigmas[:-1].isclose(sigma, rtol=1e-9, atol=0).nonzero()  # a level that a solver worked out, too
+        own = self.sigmas[:-1].isclose(sigma.double(), rtol=1e-9, atol=0).nonzero()  # also of one that was worked out
         if len(own):
             return self.t[own[0, 0]]
         t = self.table.t(sigma)

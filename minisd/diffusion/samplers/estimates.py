@@ -28,7 +28,9 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None
 def dpmpp_2m_sde(
     denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None, eta: float = 1.0
 ) -> Iterator[Step]:
-    """The same with noise ("DPM++ 2M SDE"): Euler's step towards the estimate ahead of `half_ahead`.
+    """The same with noise ("DPM++ 2M SDE"); https://arxiv.org/abs/2211.01095 and k-diffusion ("midpoint").
+
+    Euler's step towards the estimate that `half_ahead` gives, the ratio lower and noise in its place (`with_noise`).
 
     Raises:
         ValueError: eta outside 0..1, or above 0 with no noise to draw from.
@@ -47,7 +49,8 @@ def dpmpp_2m_sde(
 def dpmpp_3m_sde(
     denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None, eta: float = 1.0
 ) -> Iterator[Step]:
-    """DPM-Solver++ with noise through three estimates ("DPM++ 3M SDE"), third order at eta 0.
+    """DPM-Solver++ with noise through three estimates ("DPM++ 3M SDE"); https://arxiv.org/abs/2211.01095, third order
+    at eta 0.
 
     The integral of the parabola is exact here. k-diffusion, and after it AUTOMATIC1111, take half of its quadratic
     part (phi_3 in place of 2 phi_3), which leaves second order; diffusers' third order has another sign there.

@@ -30,7 +30,9 @@ def euler(denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None) -
 
 
 def euler_a(denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None, eta: float = 1.0) -> Iterator[Step]:
-    """Euler with fresh noise in every step ("Euler a"); ddpm's step on euler's levels."""
+    """Euler with fresh noise in every step ("Euler a"); ddpm's step on euler's levels. k-diffusion's,
+    https://github.com/crowsonkb/k-diffusion
+    """
     return ancestral(denoise, x, plan, noise, eta)
 
 

@@ -76,12 +76,15 @@ def nearest(sigmas: Tensor, level: float) -> int:
 
 
 def dpm2(denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None) -> Iterator[Step]:
-    """DPM-Solver-2 as Karras et al. read it: second order, the slope midway in log(sigma); dpm2_a without noise."""
+    """DPM-Solver-2, second order: the slope midway in log(sigma); https://arxiv.org/abs/2206.00927, in sigma space as
+    k-diffusion has it. dpm2_a without noise.
+    """
     return dpm2_a(denoise, x, plan, noise, eta=0.0)
 
 
 def dpm2_a(denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None, eta: float = 1.0) -> Iterator[Step]:
-    """Down along the slope midway, then up with fresh noise ("DPM2 a"). Midway m = sqrt(s * down), as weights:
+    """Down along the slope midway, then up with fresh noise ("DPM2 a"), https://arxiv.org/abs/2206.00927 and k-diffusion.
+    Midway is m = sqrt(s * down); as weights:
 
     x + (down - s) * slope_m  =  euler's x' + (s - down) / m * (denoised_m - denoised)
 
