@@ -70,7 +70,7 @@ class Options(TypedDict, total=False):
     cfg_scale: float | None  # guidance; 1 is the prompt alone
     sampler: str | Callable | None  # a name, or a generator function of your own
     schedule: str | Callable | None  # a name, or a function (table, steps) -> sigmas
-    eta: float | None  # fresh noise in each step, for ddim and euler_a
+    eta: float | None  # fresh noise in each step, for the samplers of ETA_SAMPLERS; None: the sampler's own
     seed: int  # 0
     width: int | None  # pixels
     height: int | None
@@ -163,8 +163,11 @@ def own_schedule(defaults: Defaults, sampler: str | Callable) -> str:
     What the model's folder says holds for every sampler that can be told so: karras levels where the sampler's class
     in diffusers has them, else the spacing. A folder that says no spacing leaves it to the class, whatever sampler
     the folder itself names: SD 1.x folders are drawn by leading with plms and ddim, by linspace with dpmpp_2m.
+    lcm and tcd have levels of their own, whatever a folder says.
     """
     known = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
+    if known in OWN_GRID:
+        return OWN_GRID[known]
     if defaults.sigma_schedule is not None and known not in GRID_ONLY:
         return defaults.sigma_schedule
     return defaults.schedule or GRID_ONLY.get(known, "linspace")
@@ -221,10 +224,11 @@ def interval(value: Any) -> tuple[float, float] | None:
     return low, high
 
 
-ETA_SAMPLERS = ("ddim", "euler_a")
+ETA_SAMPLERS = ("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "tcd")
 SDE_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")  # their noise is one Brownian path, see noise.py
 # Samplers whose class in diffusers has no karras, and the spacing it takes when not told. The others: linspace.
 GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms": "leading"}
+OWN_GRID = {"lcm": "lcm", "tcd": "lcm"}  # samplers whose class in diffusers takes no spacing at all
 # Defaults that are no model's own matter; the rest stand in its config.
 OWN = {
     **{"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "vae_tiling": "auto"},
