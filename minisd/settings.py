@@ -11,7 +11,8 @@ from typing import Any, TypedDict, Unpack
 from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of
 
 LONG_PROMPT_NAMES = ("truncate", "error")
-EMPHASIS_NAMES = ("off",)
+EMPHASIS_NAMES = ("a1111", "no-norm", "comfy", "off")
+EDITED = ("a1111", "no-norm")  # the readings of brackets that have [from:to:when], [a|b] and AND
 TILING_NAMES = ("auto", "on", "off")
 MAX_SEED = 2**64 - 1
 MAX_SIDE = 16_384
@@ -37,6 +38,7 @@ class Settings:
     emphasis: str
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
+    dynamic_threshold: float | None
     strength: float
     vae_tiling: str
 
@@ -64,6 +66,7 @@ class Options(TypedDict, total=False):
     emphasis: str | None  # "off": brackets are plain text
     guidance_rescale: float | None  # 0 to 1
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
+    dynamic_threshold: float | None  # above 0 to 1, such as 0.995: see minisd/diffusion/denoise.py; None: off
     strength: float | None  # 0 to 1, how far an image is drawn anew
     vae_tiling: str | None  # decode in strips, to spare memory: "on", "off", or "auto": beyond 2^20 pixels (CPU 2^19)
 
@@ -102,6 +105,7 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         emphasis=name("emphasis", said("emphasis"), EMPHASIS_NAMES),
         guidance_rescale=real("guidance_rescale", said("guidance_rescale"), 0, 1),
         guidance_interval=interval(said("guidance_interval")),
+        dynamic_threshold=threshold(said("dynamic_threshold")),
         strength=real("strength", said("strength"), 0, 1),
         vae_tiling=said("vae_tiling"),
     )
@@ -160,14 +164,26 @@ def interval(value: Any) -> tuple[float, float] | None:
     """(low, high) in parts of the noise table, 1 being all noise."""
     if value is None:
         return None
-    check(len(value) == 2, f"guidance_interval {value!r} must be two numbers, low and high")
+    ok = isinstance(value, list | tuple) and len(value) == 2
+    check(ok, f"guidance_interval {value!r} must be two numbers, low and high")
     low, high = (real("guidance_interval", v, 0, 1) for v in value)
     check(low < high, f"guidance_interval {low}, {high}: low must be below high")
     return low, high
+
+
+def threshold(value: Any) -> float | None:
+    """A percentile above 0, or None."""
+    if value is None:
+        return None
+    check(real("dynamic_threshold", value, 0, 1) > 0, "dynamic_threshold 0 would leave nothing: 0.995 is usual")
+    return float(value)
 
 
 ETA_SAMPLERS = ("ddim", "euler_a")
 # Samplers whose class in diffusers has no karras, and the spacing it takes when not told. The others: linspace.
 GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms": "leading"}
 # Defaults that are no model's own matter; the rest stand in its config.
-OWN = {"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "strength": 0.75, "vae_tiling": "auto"}
+OWN = {
+    **{"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "a1111", "strength": 0.75},
+    **{"vae_tiling": "auto"},
+}

@@ -83,6 +83,11 @@ generate x --eta 0.5 --sampler heun
 generate x --eta 1.5 --sampler ddim
 generate x --eta nan
 generate x --guidance-rescale -0.1
+generate x --guidance-interval 0.5
+generate x --guidance-interval 0.8,0.2
+generate x --guidance-interval 0,x
+generate x --dynamic-threshold 0
+generate x --dynamic-threshold 99.5
 generate x --num-images 0
 generate x --num_images -3
 generate x -N 1000000
@@ -373,7 +378,13 @@ def test_every_flag_reaches_the_picture(draw) -> None:
     """A flag that were read and forgotten would leave the pixels as they are."""
     (plain,) = draw("a red circle", "--seed", "3")
     changes = ["-n blue", "--steps 5", "--cfg 4", "--sampler ddim", "--schedule karras", "--clip-skip 2", "-H 32"]
-    changes += ["--guidance-rescale 0.9", "--sampler=ddim --eta=1", "--seed 4"]
+    changes += [
+        "--guidance-rescale 0.9",
+        "--guidance-interval 0.3,0.9",
+        "--dynamic-threshold 0.5",
+        "--sampler=ddim --eta=1",
+        "--seed 4",
+    ]
     drawn = {change: pixels(draw("a red circle", "--seed", "3", *change.split())[0]) for change in changes}
     assert len({pixels(plain), *drawn.values()}) == len(changes) + 1
 

@@ -19,6 +19,7 @@ from .common import (
     add_common,
     choice,
     device,
+    interval,
     notes,
     number,
     positive,
@@ -30,7 +31,7 @@ from .model import add_model_flags, check_model, load_model
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 NUMBERS = ("steps", "cfg_scale", "sampler", "schedule", "eta", "width", "height", "num_images", "batch_size")
-NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling")
+NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "guidance_interval", "dynamic_threshold", "vae_tiling")
 
 EPILOG = """examples:
   minisd generate "a red circle"
@@ -56,6 +57,10 @@ def build_parser() -> Parser:
     add_choice(group, "--schedule", SCHEDULE_NAMES)
     group.add_argument("--eta", type=number, metavar="X", help="fresh noise a step, 0 to 1, for ddim and euler_a")
     group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
+    when = "guide only in this part of the noise, 1 is all noise; outside it a step costs half"
+    group.add_argument("--guidance-interval", type=interval, metavar="LOW,HIGH", help=when)
+    against = "percentile, such as 0.995: cut and rescale estimates that grow beyond it, against high --cfg-scale"
+    group.add_argument("--dynamic-threshold", type=number, metavar="X", help=against)
     group.add_argument("--seed", type=whole, metavar="N", help="0 to 2^64 - 1; -1 or none: a random one")
     clip_skip = "1: the last block of the text encoder, 2: the one before (AUTOMATIC1111's count; diffusers' + 1)"
     group.add_argument("--clip-skip", type=whole, metavar="N", help=clip_skip)
