@@ -10,7 +10,8 @@ from typing import Any, TypedDict, Unpack
 from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of
 
 LONG_PROMPT_NAMES = ("truncate", "error")
-EMPHASIS_NAMES = ("off",)
+EMPHASIS_NAMES = ("a1111", "no-norm", "comfy", "off")
+EDITED = ("a1111", "no-norm")  # the readings of brackets that have [from:to:when], [a|b] and AND
 TILING_NAMES = ("auto", "on", "off")
 START_NAMES = ("sigma", "total")
 UPSCALE_NAMES = ("picture", "latent")
@@ -39,6 +40,7 @@ class Settings:
     emphasis: str
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
+    dynamic_threshold: float | None
     strength: float
     mask_blur: float
     hires: float | None
@@ -81,6 +83,7 @@ class Options(TypedDict, total=False):
     emphasis: str | None  # "off": brackets are plain text
     guidance_rescale: float | None  # 0 to 1
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
+    dynamic_threshold: float | None  # above 0 to 1, such as 0.995: see minisd/diffusion/denoise.py; None: off
     strength: float | None  # 0 to 1, how far an image is drawn anew: the last int(steps * strength) steps are run
     mask_blur: float | None  # pixels, the standard deviation by which a mask's edge is softened; 0
     hires: float | None  # draw small, enlarge both sides so many times, draw over; 1 to 8
@@ -130,6 +133,7 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         emphasis=name("emphasis", said("emphasis"), EMPHASIS_NAMES),
         guidance_rescale=real("guidance_rescale", said("guidance_rescale"), 0, 1),
         guidance_interval=interval(said("guidance_interval")),
+        dynamic_threshold=threshold(said("dynamic_threshold")),
         strength=real("strength", said("strength"), 0, 1),
         mask_blur=real("mask_blur", said("mask_blur"), 0, MAX_BLUR),
         hires=None if said("hires") is None else real("hires", said("hires"), 1, 8),
@@ -224,6 +228,14 @@ def interval(value: Any) -> tuple[float, float] | None:
     return low, high
 
 
+def threshold(value: Any) -> float | None:
+    """A percentile above 0, or None."""
+    if value is None:
+        return None
+    check(real("dynamic_threshold", value, 0, 1) > 0, "dynamic_threshold 0 would leave nothing: 0.995 is usual")
+    return float(value)
+
+
 ETA_SAMPLERS = ("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "tcd")
 SDE_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")  # their noise is one Brownian path, see noise.py
 # Samplers whose class in diffusers has no karras, and the spacing it takes when not told. The others: linspace.
@@ -231,7 +243,7 @@ GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms"
 OWN_GRID = {"lcm": "lcm", "tcd": "lcm"}  # samplers whose class in diffusers takes no spacing at all
 # Defaults that are no model's own matter; the rest stand in its config.
 OWN = {
-    **{"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "vae_tiling": "auto"},
+    **{"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "a1111", "vae_tiling": "auto"},
     **{"strength": 0.75, "mask_blur": 0.0, "hires_strength": 0.5, "hires_upscale": "picture"},
     **{"variation_strength": 0.0},
 }

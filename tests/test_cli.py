@@ -90,6 +90,11 @@ generate x --start-scale sigm
 generate x --variation-seed 5
 generate x --variation-seed -2 --variation-strength 0.5
 generate x --variation-strength 1.5
+generate x --guidance-interval 0.5
+generate x --guidance-interval 0.8,0.2
+generate x --guidance-interval 0,x
+generate x --dynamic-threshold 0
+generate x --dynamic-threshold 99.5
 generate x --num-images 0
 generate x --num_images -3
 generate x -N 1000000
@@ -410,6 +415,7 @@ def test_every_flag_reaches_the_picture(draw) -> None:
     changes = ["-n blue", "--steps 5", "--cfg 4", "--sampler ddim", "--schedule karras", "--clip-skip 2", "-H 32"]
     changes += ["--guidance-rescale 0.9", "--sampler=ddim --eta=1", "--seed 4", "--start-scale sigma"]
     changes += ["--variation-seed 9 --variation-strength 0.5"]
+    changes += ["--guidance-interval 0.3,0.9", "--dynamic-threshold 0.5"]
     drawn = {change: pixels(draw("a red circle", "--seed", "3", *change.split())[0]) for change in changes}
     assert len({pixels(plain), *drawn.values()}) == len(changes) + 1
 

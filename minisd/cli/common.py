@@ -91,6 +91,14 @@ def number(text: str) -> float:
     return float(text)
 
 
+def interval(text: str) -> tuple[float, float]:
+    """Two numbers with a comma between them."""
+    low, comma, high = text.partition(",")
+    if not comma:
+        raise argparse.ArgumentTypeError(f"{flat(repr(text), 60)} is not two numbers like 0.2,0.8")
+    return number(low), number(high)
+
+
 def choice(what: str, names: Iterable[str]) -> Callable[[str], str]:
     """A type that takes one of the names, and helps with a misspelt one."""
     names = tuple(names)

@@ -17,6 +17,7 @@ from .common import (
     add_common,
     choice,
     device,
+    interval,
     notes,
     number,
     positive,
@@ -96,6 +97,10 @@ def add_flags(parser: Parser) -> None:
     group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
     start = "how strong the first noise is: sigma (AUTOMATIC1111) or total (default: diffusers' way of the sampler)"
     group.add_argument("--start-scale", type=choice("start scale", START_NAMES), metavar="NAME", help=start)
+    when = "guide only in this part of the noise, 1 is all noise; outside it a step costs half"
+    group.add_argument("--guidance-interval", type=interval, metavar="LOW,HIGH", help=when)
+    against = "percentile, such as 0.995: cut and rescale estimates that grow beyond it, against high --cfg-scale"
+    group.add_argument("--dynamic-threshold", type=number, metavar="X", help=against)
     group.add_argument("--seed", type=whole, metavar="N", help="0 to 2^64 - 1; -1 or none: a random one")
     strength = "0 to 1: lean the first noise towards that of the variation seed; image i has SEED, VARIATION SEED + i"
     group.add_argument("--variation-strength", type=number, metavar="X", help=strength)
