@@ -69,8 +69,8 @@ class Model:
 
         Args:
             clip_skip: 1 is the last block, 2 the one before; None: the model's own.
-            emphasis: "off": brackets are plain text.
-            long_prompt: "truncate" (logged) or "error".
+            emphasis: how brackets are read and applied: "a1111", "no-norm", "comfy", or "off": they are plain text.
+            long_prompt: of a prompt that is too long: "chunk", "window", "truncate", "summarize" or "error".
             size: (height, width) in pixels, for models that are told.
 
         Raises:
@@ -79,7 +79,7 @@ class Model:
         check(not isinstance(prompts, str), "encode takes a list of prompts")
         s = resolve(self.config, clip_skip=clip_skip, emphasis=emphasis, long_prompt=long_prompt)
         size = size or (s.height, s.width)
-        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size)
+        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size, s.emphasis)
 
 
 def generate(
@@ -214,7 +214,7 @@ class Job:
     def encode(self, texts: list[str]) -> Conditioning:
         """Prompts of one batch to what the UNet is told."""
         model, s = self.model, self.settings
-        how = (s.clip_skip, s.long_prompt, (s.height, s.width))
+        how = (s.clip_skip, s.long_prompt, (s.height, s.width), s.emphasis)
         cond = encode(model.text, model.tokenizers, texts, model.config, *how)
         extra = self.given.extra
         return cond if extra is None else replace(cond, concat=extra.expand(len(texts), -1, -1, -1))

@@ -10,8 +10,8 @@ from typing import Any, TypedDict, Unpack
 
 from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of
 
-LONG_PROMPT_NAMES = ("truncate", "error")
-EMPHASIS_NAMES = ("off",)
+LONG_PROMPT_NAMES = ("chunk", "window", "truncate", "summarize", "error")
+EMPHASIS_NAMES = ("a1111", "no-norm", "comfy", "off")
 TILING_NAMES = ("auto", "on", "off")
 MAX_SEED = 2**64 - 1
 MAX_SIDE = 16_384
@@ -60,8 +60,8 @@ class Options(TypedDict, total=False):
     num_images: int  # 1, of each prompt
     batch_size: int | None  # images at a time: 1 on a CPU, 8 on CUDA
     clip_skip: int | None  # 1: the text encoder's last block, 2: the one before
-    long_prompt: str | None  # "truncate" (and say so) or "error"
-    emphasis: str | None  # "off": brackets are plain text
+    long_prompt: str | None  # "chunk", "window", "truncate", "summarize" or "error": see minisd/text/chunks.py
+    emphasis: str | None  # "a1111", "no-norm", "comfy", "off" (brackets are plain text): see minisd/text/emphasis.py
     guidance_rescale: float | None  # 0 to 1
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
     strength: float | None  # 0 to 1, how far an image is drawn anew
@@ -170,4 +170,4 @@ ETA_SAMPLERS = ("ddim", "euler_a")
 # Samplers whose class in diffusers has no karras, and the spacing it takes when not told. The others: linspace.
 GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms": "leading"}
 # Defaults that are no model's own matter; the rest stand in its config.
-OWN = {"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "strength": 0.75, "vae_tiling": "auto"}
+OWN = {"seed": 0, "num_images": 1, "long_prompt": "chunk", "emphasis": "a1111", "strength": 0.75, "vae_tiling": "auto"}

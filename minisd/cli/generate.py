@@ -11,7 +11,7 @@ from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, check
 from ..files import check_writable
-from ..settings import LONG_PROMPT_NAMES, TILING_NAMES, Settings, resolve
+from ..settings import EMPHASIS_NAMES, LONG_PROMPT_NAMES, TILING_NAMES, Settings, resolve
 from .common import (
     BadInput,
     Parser,
@@ -30,7 +30,7 @@ from .model import add_model_flags, check_model, load_model
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 DTYPES = ("auto", "fp32", "bf16", "fp16")
 NUMBERS = ("steps", "cfg_scale", "sampler", "schedule", "eta", "width", "height", "num_images", "batch_size")
-NUMBERS += ("clip_skip", "long_prompt", "guidance_rescale", "vae_tiling")
+NUMBERS += ("clip_skip", "long_prompt", "emphasis", "guidance_rescale", "vae_tiling")
 
 EPILOG = """examples:
   minisd generate "a red circle"
@@ -59,8 +59,7 @@ def build_parser() -> Parser:
     group.add_argument("--seed", type=whole, metavar="N", help="0 to 2^64 - 1; -1 or none: a random one")
     clip_skip = "1: the last block of the text encoder, 2: the one before (AUTOMATIC1111's count; diffusers' + 1)"
     group.add_argument("--clip-skip", type=whole, metavar="N", help=clip_skip)
-    long_prompt = "what to do with a prompt that is too long: truncate (and say so) or error"
-    group.add_argument("--long-prompt", type=choice("way", LONG_PROMPT_NAMES), metavar="WAY", help=long_prompt)
+    add_text_flags(group)
     group = parser.add_argument_group("size")
     group.add_argument("-W", "--width", type=whole, metavar="N", help="pixels")
     group.add_argument("-H", "--height", type=whole, metavar="N", help="pixels")
@@ -84,6 +83,14 @@ def build_parser() -> Parser:
     add_common(parser)
     parser.aliases = ALIASES
     return parser
+
+
+def add_text_flags(group: Any) -> None:
+    """How a prompt is read."""
+    emphasis = f"how brackets like (this:1.3) are applied: {', '.join(EMPHASIS_NAMES)} (plain text)"
+    group.add_argument("--emphasis", type=choice("emphasis", EMPHASIS_NAMES), metavar="WAY", help=emphasis)
+    long_prompt = f"what to do with a prompt that is too long: {', '.join(LONG_PROMPT_NAMES)}"
+    group.add_argument("--long-prompt", type=choice("way", LONG_PROMPT_NAMES), metavar="WAY", help=long_prompt)
 
 
 def run(argv: Sequence[str]) -> int:
