@@ -74,8 +74,8 @@ class Model:
 
         Args:
             clip_skip: 1 is the last block, 2 the one before; None: the model's own.
-            emphasis: "off": brackets are plain text.
-            long_prompt: "truncate" (logged) or "error".
+            emphasis: how brackets are read and applied: "a1111", "no-norm", "comfy", or "off": they are plain text.
+            long_prompt: of a prompt that is too long: "chunk", "window", "truncate", "summarize" or "error".
             size: (height, width) in pixels, for models that are told.
 
         Raises:
@@ -84,7 +84,7 @@ class Model:
         check(not isinstance(prompts, str), "encode takes a list of prompts")
         s = resolve(self.config, clip_skip=clip_skip, emphasis=emphasis, long_prompt=long_prompt)
         size = size or (s.height, s.width)
-        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size)
+        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size, s.emphasis)
 
 
 def generate(
@@ -261,7 +261,7 @@ class Job:
     def encode(self, text: str | None, seeds: Sequence[int]) -> Conditioning:
         """What the UNet is told of one text (1, ...); None: of no text."""
         model, s = self.model, self.settings
-        how = (s.clip_skip, s.long_prompt, (s.height, s.width))
+        how = (s.clip_skip, s.long_prompt, (s.height, s.width), s.emphasis)
         cond = encode(model.text, model.tokenizers, [text or ""], model.config, *how)
         finite(cond.context.expand(len(seeds), -1, -1), "the text encoder", seeds)
         if text is None:

@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of
 
-LONG_PROMPT_NAMES = ("truncate", "error")
+LONG_PROMPT_NAMES = ("chunk", "window", "truncate", "summarize", "error")
 EMPHASIS_NAMES = ("a1111", "no-norm", "comfy", "off")
 EDITED = ("a1111", "no-norm")  # the readings of brackets that have [from:to:when], [a|b] and AND
 TILING_NAMES = ("auto", "on", "off")
@@ -79,8 +79,8 @@ class Options(TypedDict, total=False):
     num_images: int  # 1, of each prompt
     batch_size: int | None  # images at a time: 1 on a CPU, 8 on CUDA
     clip_skip: int | None  # 1: the text encoder's last block, 2: the one before
-    long_prompt: str | None  # "truncate" (and say so) or "error"
-    emphasis: str | None  # "off": brackets are plain text
+    long_prompt: str | None  # "chunk", "window", "truncate", "summarize" or "error": see minisd/text/chunks.py
+    emphasis: str | None  # "a1111", "no-norm", "comfy", "off" (brackets are plain text): see minisd/text/emphasis.py
     guidance_rescale: float | None  # 0 to 1
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
     dynamic_threshold: float | None  # above 0 to 1, such as 0.995: see minisd/diffusion/denoise.py; None: off
@@ -243,7 +243,7 @@ GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms"
 OWN_GRID = {"lcm": "lcm", "tcd": "lcm"}  # samplers whose class in diffusers takes no spacing at all
 # Defaults that are no model's own matter; the rest stand in its config.
 OWN = {
-    **{"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "a1111", "vae_tiling": "auto"},
+    **{"seed": 0, "num_images": 1, "long_prompt": "chunk", "emphasis": "a1111", "vae_tiling": "auto"},
     **{"strength": 0.75, "mask_blur": 0.0, "hires_strength": 0.5, "hires_upscale": "picture"},
     **{"variation_strength": 0.0},
 }

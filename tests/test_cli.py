@@ -105,6 +105,7 @@ generate x --sampler ''
 generate x --sampler Euler
 generate x --schedule karas
 generate x --long-prompt wrap
+generate x --emphasis bold
 generate x --dtype fp61
 generate x --device gpu
 generate x --device cuda:-1
@@ -165,6 +166,16 @@ generate --like {bad}/fine.png --steps 0
 generate --like {bad}/fine.png --model {bad}/missing
 generate --like {bad}/fine.png -o {bad}/taken.png
 generate --like {bad}/mask.png
+prompt
+prompt a red circle
+prompt x --emphasis bold
+prompt x --long-prompt wrap
+prompt x --model {bad}/missing
+prompt x --model {bad}/config-field
+prompt x --tokenizer {bad}/missing
+prompt x --tokenizer {bad}/folder
+prompt x --model {bad}/short --tokenizer {bad}/folder
+prompt x --negative
 train
 train unets
 train clip --steps 3
@@ -338,7 +349,7 @@ def test_help_and_wrong_names_do_not_import_torch() -> None:
         heavy = {"torch", "transformers", "numpy", "PIL", "tqdm"} & set(sys.modules)
         sys.exit(f"{codes} {heavy}")
     """
-    lines = ["--help", "generate --help", "train --help", "info --help", "convert --help", "--version"]
+    lines = ["--help", "generate --help", "prompt --help", "train --help", "info --help", "convert --help", "--version"]
     lines += ["generate x --sampler nope", "train nope", "generate x --model nowhere", "generate x --seed x"]
     done = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 2, 2, 2, 2] set()"
