@@ -114,6 +114,7 @@ def recipe_text(recipe: dict[str, Any]) -> str:
         "Variation seed": get("variation_seed") if get("variation_strength") else None,
         "Variation seed strength": get("variation_strength") or None,
         "Denoising strength": strength,
+        "Mask blur": get("mask_blur") if get("mask") else None,
         "Clip skip": recipe["clip_skip"] if recipe["clip_skip"] != 1 else None,
         "RNG": "CPU",
         "Emphasis": EMPHASIS_LABELS.get(get("emphasis")) if weighted and get("emphasis") != "a1111" else None,

@@ -316,7 +316,7 @@ def test_bad_input_is_one_line_and_exit_2_before_any_model(
         ("generate --like {bad}/damaged.png", "its recipe is damaged"),
         ("generate --like {bad}/comfy.png", "ComfyUI"),
         ("generate --like {bad}/odd.png", "--steps 'ten'"),
-        ("generate --like {bad}/mask.png", "give it with -i FILE"),
+        ("generate --like {bad}/mask.png", "give it, -i FILE"),
         ("train unet --out {bad}/run", "minisd train clip"),
         ("train vae --out {bad}/run", "--resume"),
     ],

@@ -188,7 +188,9 @@ def test_minisds_own_text_tells_of_pictures_and_second_runs(whole: None) -> None
     said |= {"width": 8, "height": 8, "clip_skip": 1, "strength": 0.6}
     assert "strength" not in of_text(recipe_text(said)).options  # it played no part
     found = of_text(recipe_text(said | {"image": {"name": "a.png"}}))
-    assert found.options["strength"] == 0.6 and found.made["image"] == {}
+    assert found.options["strength"] == 0.6 and found.made["image"] == {} and "mask" not in found.made
+    found = of_text(recipe_text(said | {"image": {"name": "a.png"}, "mask": {"name": "b.png"}, "mask_blur": 0.0}))
+    assert found.options["mask_blur"] == 0.0 and found.made["mask"] == {}
     twice = {"hires": 2.0, "hires_strength": 0.5, "hires_steps": 12, "hires_upscale": "picture"}
     found = of_text(recipe_text(said | twice))
     assert {k: v for k, v in found.options.items() if k in (*twice, "strength")} == twice

@@ -285,9 +285,9 @@ def test_a_picture_cannot_start_a_download(run: Run, first: Path, monkeypatch) -
 
 def test_a_picture_from_a_picture_needs_it(run: Run, first: Path) -> None:
     other = edited(first, "other.png", image={"name": "photo.jpg", "sha256": "0"}, strength=0.5)
-    assert "drawn from the image 'photo.jpg': give it with -i FILE" in run("--like", other, code=2)[1]
+    assert "drawn with the image 'photo.jpg': give it, -i FILE" in run("--like", other, code=2)[1]
     write_text("a.png", "x\nSteps: 2, Sampler: Euler, Seed: 1, Denoising strength: 0.5")
-    assert "drawn from an image: give it with -i FILE" in run("--like", "a.png", code=2)[1]
+    assert "drawn with an image: give it, -i FILE" in run("--like", "a.png", code=2)[1]
 
 
 def test_another_picture_than_the_recorded_one_is_said(monkeypatch) -> None:
@@ -296,5 +296,5 @@ def test_another_picture_than_the_recorded_one_is_said(monkeypatch) -> None:
     made = {"image": {"sha256": "a"}, "mask": {"sha256": "b"}}
     for image, mask, wanted in (("a", "b", []), ("x", "b", ["image"]), ("a", "x", ["mask"]), (None, None, [])):
         notes = other_pictures(Namespace(image=image, mask_image=mask), made)
-        assert notes == [f"drawn from another {key} than the one given here" for key in wanted]
+        assert notes == [f"drawn with another {key} than the one given here" for key in wanted]
     assert other_pictures(Namespace(image="x", mask_image=None), {"image": {}}) == []  # of another tool's

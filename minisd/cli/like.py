@@ -67,7 +67,7 @@ def choose_model(args: argparse.Namespace, source: str, made: dict[str, Any]) ->
 
 
 def need_pictures(args: argparse.Namespace, made: dict[str, Any]) -> None:
-    """What a picture was drawn from is not inside it.
+    """A picture and a mask that it was drawn with are not inside it.
 
     Raises:
         BadInput: it was not given.
@@ -76,7 +76,7 @@ def need_pictures(args: argparse.Namespace, made: dict[str, Any]) -> None:
         if key in made and getattr(args, name, None) is None:
             known = made[key].get("name")
             which = f"the {key} {str(known)!r}" if known else f"{'an' if key == 'image' else 'a'} {key}"
-            raise BadInput(f"{args.like} was drawn from {which}: give it with {flag} FILE")
+            raise BadInput(f"{args.like} was drawn with {which}: give it, {flag} FILE")
     if "outpaint" in made and getattr(args, "outpaint", None) is None:
         whole = len(made["outpaint"]) == 4 and all(type(side) is int and side >= 0 for side in made["outpaint"])
         with refusing():
@@ -145,7 +145,7 @@ def other_pictures(args: argparse.Namespace, made: dict[str, Any]) -> list[str]:
             from ..picture import describe
 
             if describe(given)["sha256"] != wanted:
-                notes.append(f"drawn from another {key} than the one given here")
+                notes.append(f"drawn with another {key} than the one given here")
     return notes
 
 
