@@ -83,8 +83,8 @@ def dpm2(denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None) ->
 
 
 def dpm2_a(denoise: Denoise, x: Tensor, plan: Plan, noise: Noise | None = None, eta: float = 1.0) -> Iterator[Step]:
-    """Down along the slope midway, then up with fresh noise ("DPM2 a"): https://arxiv.org/abs/2206.00927, k-diffusion.
-    Midway is m = sqrt(s * down); as weights:
+    """Down along the slope midway, then up with fresh noise ("DPM2 a"); https://arxiv.org/abs/2206.00927 and
+    k-diffusion. Midway is m = sqrt(s * down); as weights:
 
     x + (down - s) * slope_m  =  euler's x' + (s - down) / m * (denoised_m - denoised)
 
