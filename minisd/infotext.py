@@ -141,11 +141,13 @@ KEY = re.compile(r"(\w[\w \-/]*):\s*")
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"(?=\s*(?:,|$))')
 LIST = re.compile(r"\[[-0-9., ]*\]")
 SAMPLER_LABELS = {
-    **{"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun"},
-    **{"dpmpp_2m": "DPM++ 2M", "plms": "PLMS"},
+    **{"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "restart": "Restart"},
+    **{"dpm2": "DPM2", "dpm2_a": "DPM2 a", "dpmpp_2s_a": "DPM++ 2S a", "dpmpp_sde": "DPM++ SDE", "plms": "PLMS"},
+    **{"lms": "LMS", "deis": "DEIS", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE"},
+    **{"dpmpp_3m_sde": "DPM++ 3M SDE", "unipc": "UniPC", "lcm": "LCM", "tcd": "TCD"},
 }
 SCHEDULE_LABELS = {  # the first three have none of their own: the nearest, which further down is its owner's again
-    **{"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform"},
+    **{"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform", "lcm": "LCM"},
     **{"karras": "Karras", "exponential": "Exponential", "polyexponential": "Polyexponential", "normal": "Normal"},
     **{"sgm_uniform": "SGM Uniform", "simple": "Simple", "ddim_uniform": "DDIM", "beta": "Beta"},
     **{"kl_optimal": "KL Optimal", "align_your_steps_sdxl": "Align Your Steps", "align_your_steps": "Align Your Steps"},

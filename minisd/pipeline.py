@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import VERSION, Config, check, one_of
-from .diffusion.denoise import denoiser
+from .diffusion.denoise import Denoise, changing, denoiser, thresholded
 from .diffusion.guidance import guided, table_times
 from .diffusion.samplers import Step, final, get_sampler
 from .diffusion.schedule import NoiseTable, Plan, make_plan, noise_table
@@ -24,12 +24,13 @@ from .guards import decode, finite, in_batches
 from .hires import FIRST_OUTPUT, enlarge, second_run
 from .image import to_pil
 from .inpaint import settle, start_from
-from .nn.conditioning import Conditioning
+from .nn.conditioning import Conditioning, Prepared, join_prepared
 from .nn.unet import UNet
 from .nn.vae import VAE
 from .noise import Brownian, ImageNoise, toward
 from .runtime import Runtime
-from .settings import MAX_SEED, SDE_SAMPLERS, Options, Settings, resolve
+from .settings import EDITED, MAX_SEED, SDE_SAMPLERS, Options, Settings, resolve
+from .text.editing import Told, timeline
 from .text.encode import encode
 from .text.tokenizer import Tokenizer
 
@@ -69,10 +70,12 @@ class Model:
     ) -> Conditioning:
         """Prompts to `Conditioning`: context (b, l, e), and a vector (b, v) where the UNet takes one.
 
+        Each is one text: what changes over the steps, and AND, is for `generate` to read.
+
         Args:
             clip_skip: 1 is the last block, 2 the one before; None: the model's own.
-            emphasis: "off": brackets are plain text.
-            long_prompt: "truncate" (logged) or "error".
+            emphasis: how brackets are read and applied: "a1111", "no-norm", "comfy", or "off": they are plain text.
+            long_prompt: of a prompt that is too long: "chunk", "window", "truncate", "summarize" or "error".
             size: (height, width) in pixels, for models that are told.
 
         Raises:
@@ -81,7 +84,7 @@ class Model:
         check(not isinstance(prompts, str), "encode takes a list of prompts")
         s = resolve(self.config, clip_skip=clip_skip, emphasis=emphasis, long_prompt=long_prompt)
         size = size or (s.height, s.width)
-        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size)
+        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size, s.emphasis)
 
 
 def generate(
@@ -187,8 +190,9 @@ class Job:
     ) -> None:
         self.model, self.settings, self.latents = model, settings, latents
         self.prompts, self.negatives = pair(prompt, negative_prompt, settings.num_images)
-        # The model's own rule for no negative prompt: most encode "", SDXL's folders ask for zeros.
-        self.zero_negative = negative_prompt is None and model.config.defaults.zero_negative
+        # The model's own rule for no negative prompt: most encode "", SDXL's folders ask for zeros (here None).
+        if negative_prompt is None and model.config.defaults.zero_negative:
+            self.negatives = [None] * len(self.negatives)
         seeds = [settings.seeds(i) for i in range(len(self.prompts))]
         self.seeds, self.variations = ([of[name] for of in seeds] for name in ("seed", "variation_seed"))
         last = max(seed or 0 for seed in seeds[-1].values())
@@ -228,24 +232,41 @@ class Job:
         model, s = self.model, self.settings
         noise = ImageNoise(self.seeds[batch], self.shape, model.runtime.device)
         x = self.start(batch, noise)
-        cond, uncond = self.encode(self.prompts[batch]), self.encode(self.negatives[batch])
-        finite(torch.cat([cond.context, uncond.context], dim=1), "the text encoder", self.seeds[batch])
-        if self.zero_negative:
-            uncond = without_text(uncond, model.config.text[-1].projection)
-        interval = table_times(s.guidance_interval, model.config.noise.steps)
-        predict = guided(model.unet, cond, uncond, s.cfg_scale, s.guidance_rescale, interval)
-        denoise = self.given.keep_outside(denoiser(predict, self.plan, model.config.noise.prediction))
         options = {} if s.eta is None else {"eta": s.eta}
         noise = Brownian(noise) if s.sampler in SDE_SAMPLERS else noise
-        yield from get_sampler(s.sampler)(denoise, x, self.plan, noise=noise, **options)
+        yield from get_sampler(s.sampler)(self.denoise(batch), x, self.plan, noise=noise, **options)
 
-    def encode(self, texts: list[str]) -> Conditioning:
-        """Prompts of one batch to what the UNet is told."""
+    def denoise(self, batch: slice) -> Denoise:
+        """What the model believes of one batch, level by level; each text is encoded and prepared once."""
+        s = self.settings
+        script = timeline(self.prompts[batch], self.negatives[batch], s.steps, s.emphasis in EDITED)
+        script = [(first, told) for first, told in script if first < len(self.plan.t)]  # img2img: steps that are run
+        texts = dict.fromkeys(text for _, told in script for text in told.texts)
+        prepared = {text: self.model.unet.prepare(self.encode(text, self.seeds[batch])) for text in texts}
+        denoisers = {told: self.listen(told, prepared) for told in dict.fromkeys(told for _, told in script)}
+        denoise = changing([(float(self.plan.sigmas[first]), denoisers[told]) for first, told in script])
+        if s.dynamic_threshold is not None:
+            denoise = thresholded(denoise, s.dynamic_threshold)
+        return self.given.keep_outside(denoise)
+
+    def listen(self, told: Told, prepared: dict[str | None, Prepared]) -> Denoise:
+        """A denoiser that is told one thing throughout."""
+        s, noise = self.settings, self.model.config.noise
+        parts = [(join_prepared([prepared[text] for text in texts]), weights) for texts, weights in told.parts]
+        uncond = join_prepared([prepared[text] for text in told.negatives])
+        interval = table_times(s.guidance_interval, noise.steps)
+        predict = guided(self.model.unet, parts, uncond, s.cfg_scale, s.guidance_rescale, interval)
+        return denoiser(predict, self.plan, noise.prediction)
+
+    def encode(self, text: str | None, seeds: Sequence[int]) -> Conditioning:
+        """What the UNet is told of one text (1, ...); None: of no text."""
         model, s = self.model, self.settings
-        how = (s.clip_skip, s.long_prompt, (s.height, s.width))
-        cond = encode(model.text, model.tokenizers, texts, model.config, *how)
-        extra = self.given.extra
-        return cond if extra is None else replace(cond, concat=extra.expand(len(texts), -1, -1, -1))
+        how = (s.clip_skip, s.long_prompt, (s.height, s.width), s.emphasis)
+        cond = encode(model.text, model.tokenizers, [text or ""], model.config, *how)
+        finite(cond.context.expand(len(seeds), -1, -1), "the text encoder", seeds)
+        if text is None:
+            cond = without_text(cond, model.config.text[-1].projection)
+        return replace(cond, concat=self.given.extra)
 
     def start(self, batch: slice, noise: ImageNoise) -> Tensor:
         """x at the plan's first level: noise alone, or the original with noise added."""
@@ -280,7 +301,7 @@ class Job:
         """All that drawing image i again takes, as plain data."""
         return {
             "prompt": self.prompts[i],
-            "negative_prompt": None if self.zero_negative else self.negatives[i],
+            "negative_prompt": self.negatives[i],
             **self.given.recipe(self.settings),
             **self.settings.seeds(i),
             **self.model.origin,

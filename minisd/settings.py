@@ -9,8 +9,9 @@ from typing import Any, TypedDict, Unpack
 
 from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of
 
-LONG_PROMPT_NAMES = ("truncate", "error")
-EMPHASIS_NAMES = ("off",)
+LONG_PROMPT_NAMES = ("chunk", "window", "truncate", "summarize", "error")
+EMPHASIS_NAMES = ("a1111", "no-norm", "comfy", "off")
+EDITED = ("a1111", "no-norm")  # the readings of brackets that have [from:to:when], [a|b] and AND
 TILING_NAMES = ("auto", "on", "off")
 START_NAMES = ("sigma", "total")
 UPSCALE_NAMES = ("picture", "latent")
@@ -39,6 +40,7 @@ class Settings:
     emphasis: str
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
+    dynamic_threshold: float | None
     strength: float
     mask_blur: float
     hires: float | None
@@ -70,17 +72,18 @@ class Options(TypedDict, total=False):
     cfg_scale: float | None  # guidance; 1 is the prompt alone
     sampler: str | Callable | None  # a name, or a generator function of your own
     schedule: str | Callable | None  # a name, or a function (table, steps) -> sigmas
-    eta: float | None  # fresh noise in each step, for ddim and euler_a
+    eta: float | None  # fresh noise in each step, for the samplers of ETA_SAMPLERS; None: the sampler's own
     seed: int  # 0
     width: int | None  # pixels
     height: int | None
     num_images: int  # 1, of each prompt
     batch_size: int | None  # images at a time: 1 on a CPU, 8 on CUDA
     clip_skip: int | None  # 1: the text encoder's last block, 2: the one before
-    long_prompt: str | None  # "truncate" (and say so) or "error"
-    emphasis: str | None  # "off": brackets are plain text
+    long_prompt: str | None  # "chunk", "window", "truncate", "summarize" or "error": see minisd/text/chunks.py
+    emphasis: str | None  # "a1111", "no-norm", "comfy", "off" (brackets are plain text): see minisd/text/emphasis.py
     guidance_rescale: float | None  # 0 to 1
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
+    dynamic_threshold: float | None  # above 0 to 1, such as 0.995: see minisd/diffusion/denoise.py; None: off
     strength: float | None  # 0 to 1, how far an image is drawn anew: the last int(steps * strength) steps are run
     mask_blur: float | None  # pixels, the standard deviation by which a mask's edge is softened; 0
     hires: float | None  # draw small, enlarge both sides so many times, draw over; 1 to 8
@@ -130,6 +133,7 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         emphasis=name("emphasis", said("emphasis"), EMPHASIS_NAMES),
         guidance_rescale=real("guidance_rescale", said("guidance_rescale"), 0, 1),
         guidance_interval=interval(said("guidance_interval")),
+        dynamic_threshold=threshold(said("dynamic_threshold")),
         strength=real("strength", said("strength"), 0, 1),
         mask_blur=real("mask_blur", said("mask_blur"), 0, MAX_BLUR),
         hires=None if said("hires") is None else real("hires", said("hires"), 1, 8),
@@ -163,8 +167,11 @@ def own_schedule(defaults: Defaults, sampler: str | Callable) -> str:
     What the model's folder says holds for every sampler that can be told so: karras levels where the sampler's class
     in diffusers has them, else the spacing. A folder that says no spacing leaves it to the class, whatever sampler
     the folder itself names: SD 1.x folders are drawn by leading with plms and ddim, by linspace with dpmpp_2m.
+    lcm and tcd have levels of their own, whatever a folder says.
     """
     known = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
+    if known in OWN_GRID:
+        return OWN_GRID[known]
     if defaults.sigma_schedule is not None and known not in GRID_ONLY:
         return defaults.sigma_schedule
     return defaults.schedule or GRID_ONLY.get(known, "linspace")
@@ -221,13 +228,22 @@ def interval(value: Any) -> tuple[float, float] | None:
     return low, high
 
 
-ETA_SAMPLERS = ("ddim", "euler_a")
+def threshold(value: Any) -> float | None:
+    """A percentile above 0, or None."""
+    if value is None:
+        return None
+    check(real("dynamic_threshold", value, 0, 1) > 0, "dynamic_threshold 0 would leave nothing: 0.995 is usual")
+    return float(value)
+
+
+ETA_SAMPLERS = ("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "tcd")
 SDE_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")  # their noise is one Brownian path, see noise.py
 # Samplers whose class in diffusers has no karras, and the spacing it takes when not told. The others: linspace.
 GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms": "leading"}
+OWN_GRID = {"lcm": "lcm", "tcd": "lcm"}  # samplers whose class in diffusers takes no spacing at all
 # Defaults that are no model's own matter; the rest stand in its config.
 OWN = {
-    **{"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "vae_tiling": "auto"},
+    **{"seed": 0, "num_images": 1, "long_prompt": "chunk", "emphasis": "a1111", "vae_tiling": "auto"},
     **{"strength": 0.75, "mask_blur": 0.0, "hires_strength": 0.5, "hires_upscale": "picture"},
     **{"variation_strength": 0.0},
 }

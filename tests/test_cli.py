@@ -90,6 +90,11 @@ generate x --start-scale sigm
 generate x --variation-seed 5
 generate x --variation-seed -2 --variation-strength 0.5
 generate x --variation-strength 1.5
+generate x --guidance-interval 0.5
+generate x --guidance-interval 0.8,0.2
+generate x --guidance-interval 0,x
+generate x --dynamic-threshold 0
+generate x --dynamic-threshold 99.5
 generate x --num-images 0
 generate x --num_images -3
 generate x -N 1000000
@@ -100,6 +105,7 @@ generate x --sampler ''
 generate x --sampler Euler
 generate x --schedule karas
 generate x --long-prompt wrap
+generate x --emphasis bold
 generate x --dtype fp61
 generate x --device gpu
 generate x --device cuda:-1
@@ -160,6 +166,16 @@ generate --like {bad}/fine.png --steps 0
 generate --like {bad}/fine.png --model {bad}/missing
 generate --like {bad}/fine.png -o {bad}/taken.png
 generate --like {bad}/mask.png
+prompt
+prompt a red circle
+prompt x --emphasis bold
+prompt x --long-prompt wrap
+prompt x --model {bad}/missing
+prompt x --model {bad}/config-field
+prompt x --tokenizer {bad}/missing
+prompt x --tokenizer {bad}/folder
+prompt x --model {bad}/short --tokenizer {bad}/folder
+prompt x --negative
 train
 train unets
 train clip --steps 3
@@ -333,7 +349,7 @@ def test_help_and_wrong_names_do_not_import_torch() -> None:
         heavy = {"torch", "transformers", "numpy", "PIL", "tqdm"} & set(sys.modules)
         sys.exit(f"{codes} {heavy}")
     """
-    lines = ["--help", "generate --help", "train --help", "info --help", "convert --help", "--version"]
+    lines = ["--help", "generate --help", "prompt --help", "train --help", "info --help", "convert --help", "--version"]
     lines += ["generate x --sampler nope", "train nope", "generate x --model nowhere", "generate x --seed x"]
     done = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 2, 2, 2, 2] set()"
@@ -410,6 +426,7 @@ def test_every_flag_reaches_the_picture(draw) -> None:
     changes = ["-n blue", "--steps 5", "--cfg 4", "--sampler ddim", "--schedule karras", "--clip-skip 2", "-H 32"]
     changes += ["--guidance-rescale 0.9", "--sampler=ddim --eta=1", "--seed 4", "--start-scale sigma"]
     changes += ["--variation-seed 9 --variation-strength 0.5"]
+    changes += ["--guidance-interval 0.3,0.9", "--dynamic-threshold 0.5"]
     drawn = {change: pixels(draw("a red circle", "--seed", "3", *change.split())[0]) for change in changes}
     assert len({pixels(plain), *drawn.values()}) == len(changes) + 1
 

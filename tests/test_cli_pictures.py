@@ -14,7 +14,7 @@ from PIL import Image
 
 import minisd
 from minisd.cli import main
-from minisd.picture import outpaint, read_mask, read_picture
+from minisd.picture import describe, outpaint, read_mask, read_picture
 
 # Each line is what follows `generate x`; {f} is the folder of `files`.
 BAD = r"""
@@ -194,6 +194,12 @@ def test_the_recipe_is_enough_to_ask_for_the_same_again(files: Path, draw) -> No
     size = ("-W", said["width"], "-H", said["height"])
     again, _, _ = draw("-i", files / "wide.png", "--outpaint", margins, "--strength", said["strength"], *size)
     assert np.array_equal(first, again)
+
+
+def test_a_recipe_tells_the_picture_as_it_was_read(files: Path, draw) -> None:
+    wanted = describe(read_picture(files / "photo.jpg"))
+    for more in ([], ["-W", "32"], ["--outpaint", "0,0,8,0"]):
+        assert draw("-i", files / "photo.jpg", "--strength", "0.25", *more)[1]["image"] == wanted
 
 
 def test_outpainting_keeps_every_pixel_of_the_picture(files: Path, draw) -> None:

@@ -14,10 +14,12 @@ import pytest
 from oracles import deviation
 from test_folders import BETAS, Case, case, copy, edit, ours, theirs  # noqa: F401  (case is a fixture)
 
-from minisd.config import SAMPLER_NAMES, Defaults
+from minisd.config import SAMPLER_NAMES, Config, Defaults
 from minisd.pipeline import Model
-from minisd.settings import own_schedule, resolve
+from minisd.settings import OWN_GRID, own_schedule, resolve
+from minisd.weights.foreign import Fields, sampler_of
 from minisd.weights.load import load
+from minisd.weights.to_diffusers import scheduler_json
 
 OWN = 1e-5
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -48,11 +50,20 @@ CLASSES = {
     "heun": (diffusers.HeunDiscreteScheduler, {}),
     "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
     "plms": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),  # its default is another solver
+    "dpm2": (diffusers.KDPM2DiscreteScheduler, {}),
+    "dpm2_a": (diffusers.KDPM2AncestralDiscreteScheduler, {}),
+    "lms": (diffusers.LMSDiscreteScheduler, {}),
+    "dpmpp_sde": (diffusers.DPMSolverSDEScheduler, {}),
+    "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "deis": (diffusers.DEISMultistepScheduler, {}),
+    "lcm": (diffusers.LCMScheduler, {}),
+    "tcd": (diffusers.TCDScheduler, {}),
 }
 SILENT = {"steps_offset": 1}  # mended by the pipeline of one tower, and forgotten by from_config
 DRAWN = [  # folders, and what is named on them beside nothing
-    ("sd1", "SD 1.x", ("ddim", "euler", "dpmpp_2m", "plms")),
-    ("sd1", "karras", ("ddim", "euler", "heun")),
+    ("sd1", "SD 1.x", ("ddim", "euler", "dpmpp_2m", "plms", "dpm2", "lms", "unipc", "deis")),
+    ("sd1", "karras", ("ddim", "euler", "heun", "lms", "unipc", "deis")),
     ("sd1", "exponential", ("ddim", "euler")),
     ("sd1", "beta", ("heun",)),
     ("sd1", "bare", ("ddim", "plms")),
@@ -106,10 +117,17 @@ def test_a_named_schedule_stands_before_the_folders(case: Callable[[str], Case])
     assert resolve(model.config, sampler=lambda denoise, x, plan, noise=None: None).schedule == "karras"
 
 
-@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+def test_no_class_is_forgotten() -> None:
+    assert set(SAMPLER_NAMES) - set(CLASSES) == {"restart", "dpmpp_2s_a", "dpmpp_3m_sde"}  # diffusers has none
+
+
+@pytest.mark.parametrize("sampler", CLASSES)
 def test_a_samplers_own_schedule_is_its_classs(sampler: str) -> None:
     parameters = inspect.signature(CLASSES[sampler][0]).parameters
     silent = Defaults(schedule=None, sigma_schedule="karras")
+    if sampler in OWN_GRID:  # the class has the parameter, and does not look at it
+        assert {own_schedule(d, sampler) for d in (silent, Defaults(schedule="trailing"))} == {OWN_GRID[sampler]}
+        return
     if "use_karras_sigmas" in parameters:
         assert own_schedule(silent, sampler) == "karras"
     else:
@@ -119,11 +137,30 @@ def test_a_samplers_own_schedule_is_its_classs(sampler: str) -> None:
     assert own_schedule(Defaults(schedule="trailing"), sampler) == "trailing"
 
 
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+def test_the_scheduler_that_is_written_names_the_sampler(sampler: str) -> None:
+    """And diffusers takes it. Where it has no class, dpmpp_2m's stands there."""
+    written = scheduler_json(
+        Config("any", defaults=Defaults(sampler=sampler, schedule=OWN_GRID.get(sampler, "leading")))
+    )
+    getattr(diffusers, written["_class_name"]).from_config(written).set_timesteps(4)
+    assert sampler_of(Fields(written, "here"), []) == ("dpmpp_2m" if sampler in ("restart", "dpmpp_2s_a") else sampler)
+
+
 TOLD = [
     ({"_class_name": "PNDMScheduler", "skip_prk_steps": False}, "the Runge-Kutta steps of PNDMScheduler"),
     ({"_class_name": "PNDMScheduler"}, "the Runge-Kutta steps of PNDMScheduler"),
     ({"final_sigmas_type": "sigma_min"}, 'final_sigmas_type "sigma_min" is not supported'),
     ({"thresholding": True}, "thresholding true is not supported"),
+    ({"_class_name": "DPMSolverSinglestepScheduler"}, "draws with DPMSolverSinglestepScheduler, which minisd does not"),
+    ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "UniPCMultistepScheduler of solver_order 3, which"),
+    ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "of solver_type 'bh1', which minisd does not"),
+    ({"_class_name": "DEISMultistepScheduler", "solver_order": 3}, "of solver_order 3, which minisd does not have"),
+    ({"_class_name": "LCMScheduler", "original_inference_steps": 100}, "of original_inference_steps 100, which"),
+    (
+        {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        "diffusers' formula of solver_order 3 with noise is not third order",
+    ),
 ]
 
 

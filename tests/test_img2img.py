@@ -276,11 +276,14 @@ def test_a_white_mask_is_image_to_image_and_a_black_one_the_picture(model: Model
 
 
 def test_a_single_pixel_of_the_mask_is_drawn_anew_alone(model: Model, picture: Image.Image) -> None:
-    mask = Image.new("L", (64, 64))
-    mask.putpixel((13, 37), 255)
-    z0, z = encode(model.vae, to_tensor(picture)), latent(model, image=picture, mask=mask)
-    assert (z != z0).any(1).nonzero().tolist() == [[0, 9, 3]]  # the one latent it lies in
-    changed = (pixels(picture) != pixels(drawn(model, image=picture, mask=mask))).any(2).nonzero()
+    """The one latent that it lies in is drawn anew as a whole; its other pixels are put back."""
+    pixel, cell = Image.new("L", (64, 64)), Image.new("L", (64, 64))
+    pixel.putpixel((13, 37), 255)
+    cell.paste(255, (12, 36, 16, 40))
+    z0, z = encode(model.vae, to_tensor(picture)), latent(model, image=picture, mask=pixel)
+    assert (z != z0).any(1).nonzero().tolist() == [[0, 9, 3]]
+    assert torch.equal(latent(model, image=picture, mask=cell), z)
+    changed = (pixels(picture) != pixels(drawn(model, image=picture, mask=pixel))).any(2).nonzero()
     assert [list(axis) for axis in changed] == [[37], [13]]
 
 

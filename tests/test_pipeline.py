@@ -12,7 +12,7 @@ from PIL import Image
 
 import minisd
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, Config
-from minisd.diffusion.denoise import denoiser
+from minisd.diffusion.denoise import changing, denoiser, thresholded
 from minisd.diffusion.guidance import guided
 from minisd.diffusion.samplers import euler_a, final
 from minisd.diffusion.schedule import make_plan, noise_table
@@ -66,6 +66,23 @@ def test_scale_one_is_the_prompt_alone(model: Model) -> None:
     z = latent(model, cfg_scale=1.0)
     assert torch.equal(z, latent(model, cfg_scale=1.0, negative_prompt="a blue square"))
     assert not torch.equal(z, latent(model, cfg_scale=2.0))
+
+
+def test_dynamic_threshold_bounds_every_estimate(model: Model) -> None:
+    options = {"cfg_scale": 40.0, "seed": 1}
+    free, bound = (
+        max(float(step.denoised.abs().max()) for step in minisd.sample(model, PROMPT, dynamic_threshold=p, **options))
+        for p in (None, 0.995)
+    )
+    assert free > 4
+    assert bound <= 2.8071  # of a normal distribution 99.5 % are nearer to 0
+    assert torch.equal(latent(model, dynamic_threshold=None), latent(model))
+
+
+def test_the_guidance_interval_is_told_in_parts_of_the_noise(model: Model) -> None:
+    whole = latent(model, guidance_interval=(0.0, 1.0))
+    assert torch.equal(whole, latent(model))
+    assert torch.equal(latent(model, guidance_interval=(0.0, 0.1)), latent(model, cfg_scale=1.0))  # times 999 to 249
 
 
 def test_the_prompt_and_the_negative_prompt_matter(model: Model) -> None:
@@ -127,7 +144,7 @@ def test_clip_skip_changes_the_picture_and_is_checked(model: Model) -> None:
 
 
 def test_encode(model: Model) -> None:
-    cond = model.encode(["a red circle", "a (red:1.3) circle"], emphasis="off")
+    cond = model.encode(["a red circle", "a (red) circle"], emphasis="off")
     assert cond.context.shape == (2, 16, 32)
     assert cond.vector is None
     assert not torch.equal(cond.context[0], cond.context[1])  # "off" reads brackets literally
@@ -139,7 +156,7 @@ def test_what_does_not_fit_is_named(model: Model, caplog: pytest.LogCaptureFixtu
     room = model.tokenizers[0].room
     long = "a " * room + "zebra"
     with caplog.at_level(logging.WARNING, "minisd"):
-        cut = model.encode([long])
+        cut = model.encode([long], long_prompt="truncate")
     assert "zebra" in caplog.text
     assert torch.equal(cut.context, model.encode(["a " * room]).context)
     with pytest.raises(ValueError, match="zebra"):
@@ -208,7 +225,8 @@ def test_the_whole_path_runs_on_another_device(preset: str, model: Model) -> Non
     cond = encode(parts["text"], tokenizers, [PROMPT, ""], config, config.default_clip_skip, "truncate", (64, 64))
     assert cond.context.shape == (2, model.tokenizers[0].config.max_length, config.unet.context_dim)
     plan = make_plan(noise_table(config.noise), 2, "euler_a", "trailing")
-    denoise = denoiser(guided(parts["unet"], cond[:1], cond[1:], 5.0), plan, config.noise.prediction)
+    said = guided(parts["unet"], [(cond[:1], 1.0), (cond[1:], [0.5])], cond[1:], 5.0, rescale=0.5)
+    denoise = thresholded(changing([(1.0, denoiser(said, plan, config.noise.prediction))]), 0.995)
     x = torch.empty(1, 4, 8, 8, device="meta")
     for step in euler_a(denoise, x, plan, noise=lambda *_: torch.empty(1, 4, 8, 8, device="meta")):
         x = step.x

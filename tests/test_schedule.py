@@ -1,6 +1,8 @@
 """The noise table, the plan of levels and the prediction types, against diffusers and their own algebra."""
 
-import inspect
+from copy import deepcopy
+from functools import cache
+from inspect import signature
 
 import diffusers
 import pytest
@@ -24,15 +26,30 @@ SCHEDULERS = {
     "heun": (diffusers.HeunDiscreteScheduler, {}),
     "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, {}),
     "plms": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    "dpm2": (diffusers.KDPM2DiscreteScheduler, {}),
+    "dpm2_a": (diffusers.KDPM2AncestralDiscreteScheduler, {}),
+    "lms": (diffusers.LMSDiscreteScheduler, {}),
+    "dpmpp_sde": (diffusers.DPMSolverSDEScheduler, {}),
+    "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),  # solver_order 2, bh2
+    "deis": (diffusers.DEISMultistepScheduler, {}),  # solver_order 2
+    "lcm": (diffusers.LCMScheduler, {}),
+    "tcd": (diffusers.TCDScheduler, {}),
 }
-GRIDS = ("linspace", "leading", "trailing")
+FEW = ("lcm", "tcd")  # their classes have one grid of their own, and take no spacing
+SPACED = ("linspace", "leading", "trailing")
 FLAGS = {"karras": "use_karras_sigmas", "exponential": "use_exponential_sigmas", "beta": "use_beta_sigmas"}
-CELLS = [  # what diffusers has: its ddim, ddpm, euler_a and plms have no flags
-    (s, name)
-    for s, (kind, _) in SCHEDULERS.items()
-    for name in (*GRIDS, *FLAGS)
-    if name in GRIDS or FLAGS[name] in inspect.signature(kind).parameters
+CELLS = [  # samplers and the schedules that their classes have
+    *((s, name) for s in SCHEDULERS for name in SPACED if s not in FEW),
+    *((s, name) for s, (kind, _) in SCHEDULERS.items() for name in FLAGS if FLAGS[name] in signature(kind).parameters),
+    *((s, "lcm") for s in FEW),
 ]
+EXTRA = ("dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis")  # one point more on linspace and leading
+TWICE_SEEN = (
+    *(diffusers.HeunDiscreteScheduler, diffusers.KDPM2DiscreteScheduler, diffusers.KDPM2AncestralDiscreteScheduler),
+    diffusers.DPMSolverSDEScheduler,
+)
+ALIKE = ("dpm2", "dpm2_a", "lms", "dpmpp_sde", "dpmpp_2m_sde", "unipc", "deis")  # in their times as euler or dpmpp_2m
 # Where diffusers' own times cannot be used. Everywhere else ours equal them, for every n from 2 to 1000.
 EXTRA_POINT = "where 1000 / n is rounded down, numpy's arange gives n + 1 points: a last time of -1"
 BEYOND = "steps_offset lifts the first time to 1000, beyond the table"
@@ -45,7 +62,7 @@ def off(sampler: str, schedule: str, n: int, times: Tensor) -> str | None:
     """The reason why diffusers' times cannot be used, or None."""
     if schedule == "trailing" and len(times) > n:
         return EXTRA_POINT
-    if (sampler, n) == ("dpmpp_2m", 1000) and schedule != "trailing":
+    if sampler in EXTRA and n == 1000 and schedule != "trailing":
         return NO_STRIDE if schedule == "leading" else TWICE
     return BEYOND if times[0] > 999 else None
 
@@ -55,7 +72,8 @@ def theirs(sampler: str, schedule: str, n: int, **changes: object) -> diffusers.
     kind, options = SCHEDULERS[sampler]
     if schedule in FLAGS:
         options, schedule = options | {FLAGS[schedule]: True}, "linspace"
-    scheduler = kind(**SD, **options, timestep_spacing=schedule, **changes)
+    schedule = "leading" if schedule == "lcm" else schedule  # which those classes do not look at
+    scheduler = deepcopy(made(kind, **SD, **options, timestep_spacing=schedule, **changes))
     if make_plan(TABLE, 1, sampler).whole and hasattr(scheduler, "_sigma_to_t"):  # TRUNCATED: round before it cuts
         cut = scheduler._sigma_to_t
         scheduler._sigma_to_t = lambda *levels: cut(*levels).round()
@@ -63,20 +81,26 @@ def theirs(sampler: str, schedule: str, n: int, **changes: object) -> diffusers.
     return scheduler
 
 
+@cache
+def made(kind: type, **fields: object) -> diffusers.SchedulerMixin:
+    """Some classes take a second to be made."""
+    return kind(**fields)
+
+
 def once(scheduler: diffusers.SchedulerMixin) -> Tensor:
-    """The times of the steps: Heun lists all but the first twice, PNDM the second alone."""
+    """The times of the steps: PNDM lists the second twice, a class that looks twice per step all but the first."""
     times = scheduler.timesteps.double()
     if isinstance(scheduler, diffusers.PNDMScheduler):
         assert times[1] == times[2]
         return torch.cat([times[:1], times[2:]])
-    return torch.cat([times[:1], times[1::2]]) if isinstance(scheduler, diffusers.HeunDiscreteScheduler) else times
+    return times[::2] if isinstance(scheduler, TWICE_SEEN) else times
 
 
-@pytest.mark.parametrize("schedule", GRIDS)
-@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+@pytest.mark.parametrize("sampler, schedule", [cell for cell in CELLS if cell[1] not in FLAGS])
 def test_times_equal_diffusers(sampler: str, schedule: str) -> None:
     scheduler = theirs(sampler, schedule, 2)
-    for n in range(2, 1001):
+    some = [*range(2, 12), 20, 61, 333, 999, 1000]
+    for n in range(2, 51) if schedule == "lcm" else some if sampler in ALIKE else range(2, 1001):
         scheduler.set_timesteps(n)
         times = once(scheduler)
         plan = make_plan(TABLE, n, sampler, schedule)
@@ -96,15 +120,18 @@ def test_times_equal_diffusers(sampler: str, schedule: str) -> None:
 def test_sigmas_and_start_equal_diffusers(sampler: str, schedule: str) -> None:
     scheduler = theirs(sampler, schedule, 20)
     plan = make_plan(TABLE, 20, sampler, schedule)
-    if sampler in ("ddim", "ddpm", "plms"):  # these know alpha_bar, and x as sqrt(alpha_bar) * our x
+    knows_alpha = sampler in ("ddim", "ddpm", "plms", "lcm", "tcd")  # and x as sqrt(alpha_bar) * our x
+    if knows_alpha:
         alpha_bar = scheduler.alphas_cumprod[once(scheduler).long()]
         sigmas = ((1 - alpha_bar) / alpha_bar).sqrt()
-        last = torch.ones(()) if sampler == "ddpm" else scheduler.final_alpha_cumprod
+        ends = {"ddpm": torch.ones(()), "lcm": torch.ones(()), "tcd": scheduler.alphas_cumprod[0]}
+        last = ends.get(sampler, getattr(scheduler, "final_alpha_cumprod", None))
         sigmas = torch.cat([sigmas, ((1 - last) / last).sqrt()[None]])
     else:
-        sigmas = scheduler.sigmas if sampler != "heun" else torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])
+        twice = torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]])[:21]
+        sigmas = twice if isinstance(scheduler, TWICE_SEEN) else scheduler.sigmas
     assert torch.allclose(plan.sigmas, sigmas.double(), rtol=FLOAT32, atol=0)
-    in_vp = sampler in ("ddim", "ddpm", "dpmpp_2m", "plms")
+    in_vp = knows_alpha or sampler in EXTRA
     scale = float((1 + plan.sigmas[0] ** 2).sqrt()) if in_vp else 1.0
     assert plan.start == pytest.approx(float(scheduler.init_noise_sigma) * scale, rel=FLOAT32)
 
@@ -113,8 +140,9 @@ def test_sigmas_and_start_equal_diffusers(sampler: str, schedule: str) -> None:
 def test_times_of_sigmas_are_rounded_for_whole_families_only(sampler: str, schedule: str) -> None:
     plan = make_plan(TABLE, 20, sampler, schedule)
     times = once(theirs(sampler, schedule, 20))
-    assert torch.allclose(plan.t, times, rtol=0, atol=0 if plan.whole else 2e-3)  # 1.2e-3: their float32 logarithm
-    assert torch.equal(plan.t, plan.t.round()) == plan.whole
+    whole = plan.whole or (sampler in ("dpm2", "dpm2_a") and schedule == "karras")  # they round no other
+    assert torch.allclose(plan.t, times, rtol=0, atol=0 if whole else 2e-3)  # 1.2e-3: their float32 logarithm
+    assert torch.equal(plan.t, plan.t.round()) == whole
 
 
 @pytest.mark.parametrize("schedule", ["exponential", "beta"])
@@ -128,14 +156,16 @@ def test_where_diffusers_cuts_times(schedule: str) -> None:
 
 def test_conventions_of_the_design() -> None:
     first = {s: make_plan(TABLE, 20, s, "leading").t[0] for s in SAMPLER_NAMES}
-    assert first == dict.fromkeys(SAMPLER_NAMES, 951) | {"dpmpp_2m": 941}
+    assert first == dict.fromkeys(SAMPLER_NAMES, 951) | dict.fromkeys((*EXTRA, "dpmpp_3m_sde"), 941)
     for sampler in SAMPLER_NAMES:
         for said in (True, False, None):  # None: as diffusers' DDIM and PNDM do where nothing is said
-            ends_on_table = {"ddim": said or False, "plms": said is not False}.get(sampler, False)
+            always = sampler in ("deis", "tcd")
+            ends_on_table = {"ddim": said or False, "plms": said is not False}.get(sampler, always)
             last = make_plan(TABLE, 20, sampler, final_table_sigma=said).sigmas[-1]
             assert last == (TABLE.sigmas[0] if ends_on_table else 0)
     assert make_plan(TABLE, 20, "dpmpp_2m", start="sigma").start == TABLE.sigmas[-1]
     assert make_plan(TABLE, 1, "euler", "linspace").t == 999  # diffusers starts, and ends, at time 0
+    assert make_plan(TABLE, 4, "lcm", "lcm").t.tolist() == [999, 759, 499, 259]
 
 
 @pytest.mark.parametrize("table", [TABLE, ZERO_SNR, noise_table(NoiseConfig("linear", 1e-4, 0.02, 50))])
@@ -178,6 +208,7 @@ def test_time_is_the_plans_own_else_the_tables() -> None:
     free = make_plan(TABLE, 20, "euler", "linspace")
     assert torch.equal(torch.stack([free.time(s) for s in free.sigmas[:-1]]), free.t)
     assert free.time(between) == TABLE.t(between)
+    assert free.time(free.sigmas[3] * (1 + 1e-12)) == free.t[3]  # worked out, and the level it is meant to be
 
 
 def test_tail_is_the_end_of_the_plan() -> None:

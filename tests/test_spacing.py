@@ -130,7 +130,7 @@ def test_n_levels_that_fall_on_any_table(name: str, table: NoiseTable) -> None:
             low, high = table.sigmas[[0, -1]] * torch.tensor([1 - 1e-9, 1 + 1e-9], dtype=torch.float64)
             assert low <= plan.sigmas[-2] and plan.sigmas[0] <= high
             seen = plan.sigmas[0] >= high * (1 - 1e-8)
-            assert seen or name in ("leading", "ddim_uniform"), "the first level is the table's last"
+            assert seen or name in ("leading", "lcm", "ddim_uniform"), "the first level is the table's last"
 
 
 def test_steps_lost_in_noise_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, check
-from ..settings import LONG_PROMPT_NAMES, MAX_SEED, START_NAMES, TILING_NAMES, Options, Settings, resolve
+from ..settings import (
+    EMPHASIS_NAMES,
+    LONG_PROMPT_NAMES,
+    MAX_SEED,
+    START_NAMES,
+    TILING_NAMES,
+    Options,
+    Settings,
+    resolve,
+)
 from .common import (
     BadInput,
     Parser,
@@ -17,6 +26,7 @@ from .common import (
     add_common,
     choice,
     device,
+    interval,
     notes,
     number,
     positive,
@@ -96,14 +106,17 @@ def add_flags(parser: Parser) -> None:
     group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
     start = "how strong the first noise is: sigma (AUTOMATIC1111) or total (default: diffusers' way of the sampler)"
     group.add_argument("--start-scale", type=choice("start scale", START_NAMES), metavar="NAME", help=start)
+    when = "guide only in this part of the noise, 1 is all noise; outside it a step costs half"
+    group.add_argument("--guidance-interval", type=interval, metavar="LOW,HIGH", help=when)
+    against = "percentile, such as 0.995: cut and rescale estimates that grow beyond it, against high --cfg-scale"
+    group.add_argument("--dynamic-threshold", type=number, metavar="X", help=against)
     group.add_argument("--seed", type=whole, metavar="N", help="0 to 2^64 - 1; -1 or none: a random one")
     strength = "0 to 1: lean the first noise towards that of the variation seed; image i has SEED, VARIATION SEED + i"
     group.add_argument("--variation-strength", type=number, metavar="X", help=strength)
     group.add_argument("--variation-seed", type=whole, metavar="N", help="-1 or none, with a strength: a random one")
     clip_skip = "1: the last block of the text encoder, 2: the one before (AUTOMATIC1111's count; diffusers' + 1)"
     group.add_argument("--clip-skip", type=whole, metavar="N", help=clip_skip)
-    long_prompt = "what to do with a prompt that is too long: truncate (and say so) or error"
-    group.add_argument("--long-prompt", type=choice("way", LONG_PROMPT_NAMES), metavar="WAY", help=long_prompt)
+    add_text_flags(group)
     group = parser.add_argument_group("size")
     group.add_argument("-W", "--width", type=whole, metavar="N", help="pixels")
     group.add_argument("-H", "--height", type=whole, metavar="N", help="pixels")
@@ -115,6 +128,14 @@ def add_flags(parser: Parser) -> None:
     tiling = "decode in strips, to spare memory: on, off, auto (default: beyond 1024 x 1024 pixels)"
     group.add_argument("--vae-tiling", type=choice("way", TILING_NAMES), metavar="WHEN", help=tiling)
     group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def add_text_flags(group: Any) -> None:
+    """How a prompt is read."""
+    emphasis = f"how brackets like (this:1.3) are applied: {', '.join(EMPHASIS_NAMES)} (plain text)"
+    group.add_argument("--emphasis", type=choice("emphasis", EMPHASIS_NAMES), metavar="WAY", help=emphasis)
+    long_prompt = f"what to do with a prompt that is too long: {', '.join(LONG_PROMPT_NAMES)}"
+    group.add_argument("--long-prompt", type=choice("way", LONG_PROMPT_NAMES), metavar="WAY", help=long_prompt)
 
 
 def run(argv: Sequence[str]) -> int:

@@ -74,10 +74,8 @@ def read_pictures(args: argparse.Namespace) -> None:
         args.image = read_picture(args.init_img)
         if args.mask is not None:
             args.mask_image = read_mask(args.mask)
-            sizes = [f"{picture.width} x {picture.height} pixels" for picture in (args.mask_image, args.image)]
-            check(
-                sizes[0] == sizes[1], f"--mask {args.mask} has {sizes[0]}, the picture {sizes[1]}: make them the same"
-            )
+            its, own = (f"{picture.width} x {picture.height} pixels" for picture in (args.mask_image, args.image))
+            check(its == own, f"--mask {args.mask} has {its}, the picture {own}: make them the same")
 
 
 def place_pictures(args: argparse.Namespace, config: Config) -> None:
@@ -88,7 +86,7 @@ def place_pictures(args: argparse.Namespace, config: Config) -> None:
     """
     if args.image is None:
         return
-    from ..picture import fit, outpaint, own_size
+    from ..picture import describe, fit, outpaint, own_size
 
     left, top, right, bottom = args.outpaint or (0, 0, 0, 0)
     factor, default = config.vae.factor, config.defaults
@@ -107,6 +105,7 @@ def place_pictures(args: argparse.Namespace, config: Config) -> None:
         height = (args.height or default.height) - top - bottom
         room = f"--outpaint leaves {width} x {height} pixels for the picture: name a larger --width and --height"
         check(min(width, height) >= factor, room)
+        args.image.info["about"] = describe(args.image)  # as it was read, not as it is fitted
         args.image, args.mask_image = outpaint(fit(args.image, width, height), left, top, right, bottom)
 
 

@@ -43,7 +43,7 @@ class Plan:
 
     def time(self, sigma: Tensor) -> Tensor:
         """t () of a level (): the plan's own where the level is one of its own, else the table's."""
-        own = (self.sigmas[:-1] == sigma).nonzero()
+        own = self.sigmas[:-1].isclose(sigma.double(), rtol=1e-9, atol=0).nonzero()  # also of one that was worked out
         if len(own):
             return self.t[own[0, 0]]
         t = self.table.t(sigma)
@@ -54,14 +54,16 @@ class Plan:
 class Family:
     """How a family of solvers reads the table in diffusers, so that a stored model draws the same picture."""
 
-    whole: bool  # times are rounded, on a grid and for karras
+    whole: bool  # times are rounded, on a grid, for karras and of levels between
     extra: int  # points of a grid beyond the steps; the lowest are dropped
     start: str  # key of STARTS; on `leading` every family starts at "total"
     table_end: bool | None = None  # the last sigma is the table's first instead of 0, if not told; None: never
+    always: bool = False  # ends on the table, told or not (`table_end` then plays no part)
+    whole_karras: bool = False  # times of karras levels are rounded, all others not
 
-    def times(self, t: Tensor) -> Tensor:
-        """What the network is told of times t."""
-        return t.round() if self.whole else t
+    def times(self, t: Tensor, schedule: str | Callable) -> Tensor:
+        """What the network is told of times t of a schedule."""
+        return t.round() if self.whole or (self.whole_karras and schedule == "karras") else t
 
 
 def make_plan(
@@ -97,7 +99,7 @@ def make_plan(
         log.warning("%d of %d steps of %s see nothing but noise, as %s", blind, steps, name, why)
     last = torch.zeros(())
     ends_on_table = family.table_end if final_table_sigma is None else final_table_sigma
-    if family.table_end is not None and ends_on_table:
+    if family.always or (family.table_end is not None and ends_on_table):
         last = min(table.sigmas[0], sigmas[-1])  # never above a schedule that goes below the table
     start = start or ("total" if schedule == "leading" else family.start)
     one_of("start", start, STARTS)
@@ -105,11 +107,11 @@ def make_plan(
 
 
 def family_of(sampler: str | Callable) -> Family:
-    """The family a sampler's plan is made for: its name up to the first underscore, else euler."""
+    """The family a sampler's plan is made for: its name's, its name's up to the first underscore, or euler's."""
     if isinstance(sampler, str):
         one_of("sampler", sampler, SAMPLER_NAMES)
     name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
-    return FAMILIES.get(name.split("_")[0], FAMILIES["euler"])
+    return FAMILIES.get(name) or FAMILIES.get(name.split("_")[0], FAMILIES["euler"])
 
 
 def levels(
@@ -117,8 +119,9 @@ def levels(
 ) -> tuple[Tensor, Tensor]:
     """Sigmas (steps,) and times (steps,) of a schedule."""
     if schedule in GRIDS:
-        t = family.times(GRIDS[schedule](len(table), steps, family.extra, offset))
+        t = family.times(GRIDS[schedule](len(table), steps, family.extra, offset), schedule)
         return interpolate(t, table.index, table.sigmas), t  # linear in sigma: diffusers' way on a grid
+    name = schedule
     if isinstance(schedule, str):
         one_of("schedule", schedule, SCHEDULE_NAMES)
         schedule = SPACINGS[schedule]
@@ -126,7 +129,7 @@ def levels(
     check(sigmas.shape == (steps,), f"the schedule gave {list(sigmas.shape)} sigmas instead of [{steps}]")
     falling = bool((sigmas.diff() < 0).all()) and 0 < sigmas[-1] <= sigmas[0] < torch.inf
     check(falling, f"the schedule's sigmas must fall and be above 0 (the last is added): {sigmas.tolist()}")
-    return sigmas, family.times(table.t(sigmas))  # linear in log(sigma): diffusers' way back
+    return sigmas, family.times(table.t(sigmas), name)  # linear in log(sigma): diffusers' way back
 
 
 def noise_table(config: NoiseConfig) -> NoiseTable:
@@ -166,10 +169,17 @@ STARTS = {  # std of x at the first level: of its noise alone, or with a latent 
     "sigma": lambda sigma: sigma,
     "total": lambda sigma: (1 + sigma**2) ** 0.5,
 }
-FAMILIES = {
+FAMILIES = {  # by a sampler's name, or its name up to the first underscore; as euler what is not here
     "ddim": Family(whole=True, extra=0, start="total", table_end=False),
     "ddpm": Family(whole=True, extra=0, start="total"),
+    "deis": Family(whole=True, extra=1, start="total", always=True),
+    "dpm2": Family(whole=False, extra=0, start="sigma", whole_karras=True),
     "dpmpp": Family(whole=True, extra=1, start="total"),
+    "dpmpp_2s_a": Family(whole=False, extra=0, start="sigma"),  # k-diffusion's alone, and read as there
+    "dpmpp_sde": Family(whole=False, extra=0, start="sigma"),
     "euler": Family(whole=False, extra=0, start="sigma"),
+    "lcm": Family(whole=True, extra=0, start="total"),
     "plms": Family(whole=True, extra=0, start="total", table_end=True),  # ddim's plan
+    "tcd": Family(whole=True, extra=0, start="total", always=True),
+    "unipc": Family(whole=True, extra=1, start="total"),
 }

@@ -1,4 +1,4 @@
-"""Which levels of a noise table a run visits: fourteen ways to choose n of them.
+"""Which levels of a noise table a run visits: fifteen ways to choose n of them.
 
 In: a `NoiseTable` (or its length) and a number of steps n. Out: n times or n sigmas, falling, above 0; the run's end is
 added in `schedule.py`. Two kinds, by what they are even in:
@@ -75,6 +75,16 @@ def trailing(length: int, steps: int, extra: int, offset: int) -> Tensor:
     # length / steps with the rounding of numpy's arange, so that halves fall as in diffusers
     stride = length - (length - length / steps)
     return (length - torch.arange(steps, dtype=torch.float64) * stride).round() - 1
+
+
+def lcm(length: int, steps: int, extra: int, offset: int) -> Tensor:
+    """Whole times (steps,) of models distilled to few steps: some of the 50 they were taught, spread evenly.
+
+    999, 759, 499, 259 for 4 of 1000 (arXiv 2310.04378, as diffusers has it); for more than 50 all of as many.
+    """
+    taught = min(max(50, steps), length)
+    times = torch.arange(taught, 0, -1, dtype=torch.float64) * (length // taught) - 1
+    return times[torch.arange(steps) * taught // steps]
 
 
 def normal(table: NoiseTable, steps: int) -> Tensor:
@@ -181,7 +191,7 @@ def through(table: NoiseTable, knots: tuple[int, ...], steps: int) -> Tensor:
 # https://research.nvidia.com/labs/toronto-ai/AlignYourSteps/howto.html, and the table's first time
 AYS_SD = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 AYS_SDXL = (999, 845, 730, 587, 443, 310, 193, 116, 53, 13, 0)
-GRIDS = {"linspace": linspace, "leading": leading, "trailing": trailing}  # which times
+GRIDS = {"linspace": linspace, "leading": leading, "trailing": trailing, "lcm": lcm}  # which times
 SPACINGS: dict[str, Spacing] = {  # which sigmas
     "karras": karras,
     "exponential": exponential,

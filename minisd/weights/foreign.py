@@ -144,10 +144,15 @@ def sampler_of(f: Fields, notes: list[str]) -> str:
     if name == "plms" and not f.take("skip_prk_steps", bool, False):
         notes.append(f"{f.where}: the Runge-Kutta steps of PNDMScheduler are not supported: plms goes without them")
     if kind == "DPMSolverMultistepScheduler":
-        name = {("dpmsolver++", 2): "dpmpp_2m", ("sde-dpmsolver++", 2): "dpmpp_2m_sde"}.get((algorithm, order), "")
-    if name not in SAMPLER_NAMES:
-        notes.append(f"the folder draws with {kind or 'no scheduler'}, which minisd does not have: it takes dpmpp_2m")
+        name = MULTISTEP_OF.get((algorithm, order), "")
+    rules = SOLVERS_KEPT.get(name, {}).items()
+    odd = [f"{field} {shown(f.data[field])}" for field, kept in rules if f.data.get(field, kept[0]) not in kept]
+    if name not in SAMPLER_NAMES or odd:
+        solver = f"{kind or 'no scheduler'}{' of ' if odd else ''}{', '.join(odd)}"
+        notes.append(f"the folder draws with {solver}, which minisd does not have: it takes dpmpp_2m")
         return "dpmpp_2m"
+    if name == "dpmpp_3m_sde":
+        notes.append(f"{f.where}: diffusers' formula of solver_order 3 with noise is not third order: dpmpp_3m_sde is")
     return name
 
 
@@ -155,7 +160,7 @@ def spacing_of(f: Fields) -> str | None:
     """Our name of the folder's spacing; None: it leaves that to the sampler."""
     spacing = f.take("timestep_spacing", (str, type(None)), None)
     if spacing is not None:
-        one_of(f"timestep_spacing in {f.where}", spacing, ("linspace", "leading", "trailing"))
+        one_of(f"timestep_spacing in {f.where}", spacing, GRIDS_OF)
     return spacing
 
 
@@ -190,10 +195,12 @@ UNFOLLOWED = {
     "use_lu_lambdas": True,
     "variance_type": "fixed_large",
 }
+GRIDS_OF = ("linspace", "leading", "trailing")  # timestep_spacing, by the same names
 SPACINGS_OF = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 SAMPLERS_OF = {
     "DDIMScheduler": "ddim",
     "DDPMScheduler": "ddpm",
+    "DPMSolverSDEScheduler": "dpmpp_sde",
     "DEISMultistepScheduler": "deis",
     "EulerAncestralDiscreteScheduler": "euler_a",
     "EulerDiscreteScheduler": "euler",
@@ -205,6 +212,20 @@ SAMPLERS_OF = {
     "PNDMScheduler": "plms",
     "TCDScheduler": "tcd",
     "UniPCMultistepScheduler": "unipc",
+}
+MULTISTEP_OF = {  # algorithm_type and solver_order of DPMSolverMultistepScheduler
+    ("dpmsolver++", 2): "dpmpp_2m",
+    ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
+    ("sde-dpmsolver++", 3): "dpmpp_3m_sde",
+}
+SOLVERS_KEPT = {  # fields that make another solver of a class: the values that keep ours, its default first
+    "deis": {"solver_order": (2,)},
+    "lcm": {"original_inference_steps": (50,), "timestep_scaling": (10.0,)},
+    "tcd": {"original_inference_steps": (50,)},
+    "unipc": {
+        **{"solver_order": (2,), "solver_type": ("bh2", "midpoint", "heun", "logrho"), "predict_x0": (True,)},
+        **{"disable_corrector": ([],), "solver_p": (None,)},
+    },
 }
 WHY = {
     "time_cond_proj_dim": " (an LCM UNet)",
@@ -221,5 +242,6 @@ HARMLESS = (  # known, and of no meaning here: how the model was trained, stored
     *("dynamic_thresholding_ratio", "sample_max_value", "lower_order_final", "lambda_min_clipped", "variance_type"),
     *("solver_type", "thresholding", "sigma_min", "sigma_max", "euler_at_final", "use_lu_lambdas", "flow_shift"),
     *("use_dynamic_shifting", "time_shift_type", "output_hidden_states", "chunk_size_feed_forward", "is_decoder"),
+    *("predict_x0", "disable_corrector", "solver_p", "original_inference_steps", "timestep_scaling"),  # SOLVERS_KEPT
     *("id2label", "label2id", "problem_type", "return_dict", "output_attentions", "is_encoder_decoder"),
 )

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from ..config import Config, TextConfig, VAEConfig, check
-from ..diffusion.spacing import GRIDS
 from ..text.tokenizer import FILES, JOINED, SPECIAL, read_vocabulary
 from .diffusers import TOKENIZERS, TOWERS, Parts
-from .foreign import NOISE_OF, PREDICTION_OF, SAMPLERS_OF, SPACINGS_OF
+from .foreign import GRIDS_OF, MULTISTEP_OF, NOISE_OF, PREDICTION_OF, SAMPLERS_OF, SPACINGS_OF
 from .keys import text_keys, to_theirs, unet_keys, vae_keys
 from .ldm import family_of
 from .write import write_tensors
@@ -181,17 +180,18 @@ def scheduler_json(config: Config) -> dict[str, Any]:
     if n.zero_snr:
         found["rescale_betas_zero_snr"] = True
     levels = {ours: theirs for theirs, ours in SPACINGS_OF.items()}
-    spacing = d.schedule if d.schedule in GRIDS else None  # diffusers has no word for the others
+    spacing = d.schedule if d.schedule in GRIDS_OF else None
     sigmas = d.schedule if d.schedule in levels else d.sigma_schedule
     if spacing is not None:
         found["timestep_spacing"] = spacing
-    if sigmas is not None:
+    if sigmas in levels:
         found[levels[sigmas]] = True
     if d.final_table_sigma is not None:
         found["set_alpha_to_one"] = not d.final_table_sigma
     if kind == SOLVER:
-        algorithm = "sde-dpmsolver++" if d.sampler == "dpmpp_2m_sde" else "dpmsolver++"
-        found |= {"algorithm_type": algorithm, "solver_order": 2, "solver_type": "midpoint"}
+        solvers = {ours: theirs for theirs, ours in MULTISTEP_OF.items()}
+        algorithm, order = solvers.get(d.sampler, solvers["dpmpp_2m"])
+        found |= {"algorithm_type": algorithm, "solver_order": order, "solver_type": "midpoint"}
     return found
 
 
