@@ -294,7 +294,7 @@ class Job:
         factor = self.model.config.vae.factor
         settings = second_run(self.settings, factor)
         start = enlarge(small, settings.width, settings.height, factor)
-        negatives = None if self.zero_negative else self.negatives
+        negatives = None if None in self.negatives else self.negatives
         return Job(self.model, self.prompts, negatives, settings, start, None, None)
 
     def recipe(self, i: int) -> dict[str, Any]:
