@@ -86,6 +86,7 @@ def said(prompt: str, steps: int = 10) -> list[tuple[int, str]]:
         (r"[a\|b|c]", [(i, (r"a\|b", "c")[i % 2]) for i in range(10)]),
         ("a [unbalanced", [(0, "a [unbalanced")]),
         ("a [b:(c:3] d", [(0, "a [b:(c:3] d")]),
+        ("[a:(b] c):3]", [(0, "[a:(b] c):3]")]),  # the two kinds of bracket cross
         ("((a][:b:c [d:3]", [(0, "((a][:b:c "), (3, "((a][:b:c d")]),
         ("a [{b|d{:.5] c", [(0, "a  c"), (5, "a {b|d{ c")]),
         ("a\\", [(0, "a\\")]),
