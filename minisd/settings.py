@@ -151,8 +151,6 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
     one_of("hires_upscale", settings.hires_upscale, UPSCALE_NAMES)
     largest = max(settings.width, settings.height) * (settings.hires or 1)
     check(largest <= MAX_SIDE, f"hires {settings.hires} makes a side of {largest:.0f} pixels: {MAX_SIDE} are the most")
-    idle = [key for key in HIRES[1:] if key in given]
-    check(settings.hires is not None or not idle, f"{', '.join(idle)} means nothing without hires")
     if settings.eta is not None and settings.sampler not in ETA_SAMPLERS and not callable(settings.sampler):
         raise ValueError(f"eta means nothing to the sampler {settings.sampler}: it is for {', '.join(ETA_SAMPLERS)}")
     for key, last in settings.seeds(settings.num_images - 1).items():
