@@ -137,15 +137,11 @@ GPU = "its noise was drawn on a GPU: the same seed gives other noise here, and s
 
 @pytest.fixture
 def whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option and name that the texts below speak of."""
-    options = ("emphasis", "hires", "hires_steps", "hires_strength", "hires_upscale", "strength", "mask_blur")
-    for option in (*options, "variation_seed", "variation_strength", "start_scale"):
-        monkeypatch.setitem(Options.__annotations__, option, object)
-    names = {"emphasis": ("a1111", "no-norm", "off"), "long_prompt": ("chunk",), "schedule": ("exponential",)}
-    for option, more in (names | {"sampler": ("dpmpp_2m_sde",)}).items():
+    """Every name that the texts below speak of."""
+    names = {"emphasis": ("a1111", "no-norm", "off"), "long_prompt": ("chunk",), "sampler": ("dpmpp_2m_sde",)}
+    for option, more in names.items():
         monkeypatch.setitem(CHOICES, option, (*CHOICES[option], *more))
     monkeypatch.setitem(SAMPLER_LABELS, "dpmpp_2m_sde", "DPM++ 2M SDE")
-    monkeypatch.setitem(SCHEDULE_LABELS, "exponential", "Exponential")
 
 
 WAYS = {"long_prompt": "chunk", "start_scale": "sigma"}
