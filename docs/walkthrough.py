@@ -17,7 +17,7 @@ from minisd.diffusion.samplers import euler_a, final
 from minisd.diffusion.schedule import make_plan
 from minisd.image import grid, to_pil
 from minisd.nn.attention import explicit, weights
-from minisd.runtime import ImageNoise
+from minisd.noise import ImageNoise
 
 PROMPT = "a large red circle to the left of a small blue square on a white background"
 model = minisd.load()

@@ -21,7 +21,10 @@ SAMPLER_NAMES = (
     *("ddim", "ddpm", "euler", "euler_a", "heun", "restart", "dpm2", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "plms"),
     *("lms", "deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "unipc", "lcm", "tcd"),
 )
-SCHEDULE_NAMES = ("linspace", "leading", "trailing", "lcm", "karras")
+SCHEDULE_NAMES = (
+    *("linspace", "leading", "trailing", "lcm", "karras", "exponential", "polyexponential", "normal", "sgm_uniform"),
+    *("simple", "ddim_uniform", "beta", "kl_optimal", "align_your_steps", "align_your_steps_sdxl"),
+)
 PREDICTION_NAMES = ("eps", "v", "x0")
 NOISE_NAMES = ("linear", "scaled_linear")
 ACTIVATION_NAMES = ("quick_gelu", "gelu")

@@ -66,6 +66,25 @@ def decode(vae: VAE, z: Tensor, tiling: str, seeds: Sequence[int]) -> Tensor:
     return pixels
 
 
+def encode(vae: VAE, pixels: Tensor) -> Tensor:
+    """Pixels (b, 3, H, W) -> finite latents (b, c, h, w) in the UNet's space, float32: the posterior's mean.
+
+    One picture at a time, so that none feels its neighbours; one that overflows is encoded once more in fp32.
+
+    Raises:
+        FloatingPointError: the latents are not finite in fp32 either.
+    """
+    weight = next(vae.parameters())
+    latents = torch.cat([vae.encode(one.to(weight.device))[0].float() for one in pixels.split(1)])
+    if broken(latents).any() and weight.dtype != torch.float32:
+        log.warning("the VAE gave numbers that are not finite for the image: encoding again in fp32")
+        with kept_in_fp32(vae):
+            return encode(vae, pixels)
+    if broken(latents).any():
+        raise FloatingPointError("the VAE gave numbers that are not finite for the image: its weights are damaged")
+    return latents
+
+
 def decode_fitting(vae: VAE, z: Tensor, strip: int, may_tile: bool) -> Tensor:
     """Decode in strips of so many pixels (0: whole); where memory runs out in strips after all, then fewer images."""
     pixels = attempt(lambda: (decode_tiled(vae, z, strip) if strip else vae.decode(z)).float())

@@ -1,8 +1,6 @@
 """Pictures: tensors to PIL and back, grids, files that hold their own recipe.
 
-In: pixels (b, 3, H, W) in [-1, 1]. Out: RGB PIL images; PNG, JPEG or WebP files.
-The `parameters` text is AUTOMATIC1111's, which many tools read:
-https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/processing.py (create_infotext)
+In: pixels (b, 3, H, W) in [-1, 1]. Out: RGB PIL images; PNG, JPEG or WebP files. recipe.py reads the recipe back.
 """
 
 import json
@@ -18,8 +16,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .config import VERSION
 from .files import atomic
+from .infotext import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT, recipe_text
 
 log = logging.getLogger("minisd")
 
@@ -48,7 +46,7 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
 
 
 def save(image: Image.Image, path: Path, overwrite: bool = False) -> None:
-    """Write a picture of `generate` with its recipe; the file is whole or not there.
+    """Write a picture of `generate` with its recipe, or a sheet of them; the file is whole or not there.
 
     Args:
         path: its suffix chooses the format, see FORMATS.
@@ -64,6 +62,10 @@ def save(image: Image.Image, path: Path, overwrite: bool = False) -> None:
     if "minisd" in image.info:
         recipe = image.info["minisd"].encode("utf-8", "replace").decode("utf-8")  # Pillow fails on lone surrogates
         options = options | (png_text(recipe) if kind == "PNG" else exif(recipe))
+    elif "minisd_grid" in image.info and kind == "PNG":
+        info = PngInfo()
+        info.add_text("minisd_grid", image.info["minisd_grid"])
+        options = options | {"pnginfo": info}
     with atomic(path, overwrite) as temporary:
         image.save(temporary, kind, **options)
 
@@ -88,48 +90,7 @@ def exif(recipe: str) -> dict[str, Any]:
     return {"exif": data}
 
 
-def recipe_text(recipe: dict[str, Any]) -> str:
-    """A recipe as AUTOMATIC1111 writes it: the prompts, then one line of `key: value` pairs.
-
-    What is at its default (clip skip 1, no eta) is left out. Noise is always drawn on the CPU.
-    """
-    negative = recipe.get("negative_prompt")
-    values = {
-        "Steps": recipe["steps"],
-        "Sampler": SAMPLER_LABELS.get(recipe["sampler"], recipe["sampler"]),
-        "Schedule type": SCHEDULE_LABELS.get(recipe["schedule"], recipe["schedule"]),
-        "CFG scale": f"{recipe['cfg_scale']:g}",
-        "Seed": recipe["seed"],
-        "Size": f"{recipe['width']}x{recipe['height']}",
-        "Model hash": (recipe.get("model_sha256") or "")[:10],
-        "Model": recipe.get("model"),
-        "Clip skip": recipe["clip_skip"] if recipe["clip_skip"] != 1 else None,
-        "RNG": "CPU",
-        "Eta": recipe.get("eta"),
-        "Version": f"minisd {recipe.get('minisd', VERSION)}",
-    }
-    pairs = [f"{key}: {quoted(value)}" for key, value in values.items() if value not in (None, "")]
-    lines = [recipe["prompt"], f"Negative prompt: {negative}" if negative else "", ", ".join(pairs)]
-    return "\n".join(line for i, line in enumerate(lines) if line or i == 0)
-
-
-def quoted(value: Any) -> str:
-    """A value that holds a separator is written as a JSON string."""
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
-
-
-EXIF_IFD, USER_COMMENT, IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
 MAX_EXIF = 65_000  # bytes; a JPEG segment holds no more
-SAMPLER_LABELS = {
-    **{"ddim": "DDIM", "ddpm": "DDPM", "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "restart": "Restart"},
-    **{"dpm2": "DPM2", "dpm2_a": "DPM2 a", "dpmpp_2s_a": "DPM++ 2S a", "dpmpp_sde": "DPM++ SDE", "plms": "PLMS"},
-    **{"lms": "LMS", "deis": "DEIS", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE"},
-    **{"dpmpp_3m_sde": "DPM++ 3M SDE", "unipc": "UniPC", "lcm": "LCM", "tcd": "TCD"},
-}
-SCHEDULE_LABELS = {
-    **{"linspace": "Uniform", "leading": "DDIM", "trailing": "SGM Uniform", "lcm": "LCM", "karras": "Karras"},
-}
 FORMATS = {
     ".png": ("PNG", {}),
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),

@@ -16,18 +16,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .config import VERSION, Config, check, one_of
-from .diffusion.denoise import denoiser
+from .diffusion.denoise import Denoise, changing, denoiser, thresholded
 from .diffusion.guidance import guided, table_times
 from .diffusion.samplers import Step, final, get_sampler
 from .diffusion.schedule import NoiseTable, Plan, make_plan, noise_table
 from .guards import decode, finite, in_batches
+from .hires import FIRST_OUTPUT, enlarge, second_run
 from .image import to_pil
-from .inpaint import keep_outside, start_from
-from .nn.conditioning import Conditioning
+from .inpaint import settle, start_from
+from .nn.conditioning import Conditioning, Prepared, join_prepared
 from .nn.unet import UNet
 from .nn.vae import VAE
-from .runtime import ImageNoise, Runtime
-from .settings import Options, Settings, resolve
+from .noise import Brownian, ImageNoise, toward
+from .runtime import Runtime
+from .settings import EDITED, MAX_SEED, SDE_SAMPLERS, Options, Settings, resolve
+from .text.editing import Told, timeline
 from .text.encode import encode
 from .text.tokenizer import Tokenizer
 
@@ -67,10 +70,12 @@ class Model:
     ) -> Conditioning:
         """Prompts to `Conditioning`: context (b, l, e), and a vector (b, v) where the UNet takes one.
 
+        Each is one text: what changes over the steps, and AND, is for `generate` to read.
+
         Args:
             clip_skip: 1 is the last block, 2 the one before; None: the model's own.
-            emphasis: "off": brackets are plain text.
-            long_prompt: "truncate" (logged) or "error".
+            emphasis: how brackets are read and applied: "a1111", "no-norm", "comfy", or "off": they are plain text.
+            long_prompt: of a prompt that is too long: "chunk", "window", "truncate", "summarize" or "error".
             size: (height, width) in pixels, for models that are told.
 
         Raises:
@@ -79,7 +84,7 @@ class Model:
         check(not isinstance(prompts, str), "encode takes a list of prompts")
         s = resolve(self.config, clip_skip=clip_skip, emphasis=emphasis, long_prompt=long_prompt)
         size = size or (s.height, s.width)
-        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size)
+        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size, s.emphasis)
 
 
 def generate(
@@ -99,8 +104,10 @@ def generate(
     Args:
         prompt: one, or a list; each is drawn `num_images` times. Image i of the call has seed + i.
         negative_prompt: what to lead away from; None: the model's own rule (the empty prompt; SDXL folders: zeros).
-        image: start from this picture (img2img) as far as `strength` says.
-        mask: with `image`: white is drawn anew, black stays.
+        image: start from this picture (img2img): 0 gives it back as the VAE has it, 1 is text-to-image. One picture
+            for all, scaled to cover width x height and cut to it (neither named: see `picture.own_size`); or pixels
+            (b, 3, H, W) in [-1, 1] or latents (b, c, h, w), one for all or each its own.
+        mask: with `image`, and of its size: white is drawn anew, black stays, to the pixel.
         latents: unit-variance noise (b, c, h, w) in place of the seeded one.
         output: "pil" for RGB pictures with their recipe in `.info`; "latent" (b, c, h, w) in the UNet's space;
             "tensor" pixels (b, 3, H, W) in [-1, 1]. Tensors are float32 on the CPU.
@@ -113,18 +120,14 @@ def generate(
         torch.OutOfMemoryError: not even one picture fits; before that larger batches were halved, which is logged.
     """
     one_of("output", output, OUTPUTS)
-    job = Job(model, prompt, negative_prompt, resolve(model.config, **options), image, mask, latents)
-    results: list = []
-    with tqdm(total=len(job) * len(job.plan.t), unit="step", disable=not progress) as bar:
-        size = model.batch_size(job.settings.batch_size)
-        for batch, z in in_batches(len(job), size, partial(job.draw, bar=bar)):
-            results.append(job.finish(z, batch, output))
-    if output != "pil":
-        return torch.cat(results)
-    pictures = [picture for batch in results for picture in batch]
-    for i, picture in enumerate(pictures):
-        picture.info["minisd"] = json.dumps(job.recipe(i), ensure_ascii=False)
-    return pictures
+    first = job = Job(model, prompt, negative_prompt, settle(model.config, image, mask, options), image, mask, latents)
+    if first.settings.hires is not None:
+        job = first.larger(run(first, FIRST_OUTPUT[first.settings.hires_upscale], progress))
+    results = run(job, output, progress)
+    if output == "pil":
+        for i, picture in enumerate(results):
+            picture.info["minisd"] = json.dumps(first.recipe(i), ensure_ascii=False)
+    return results
 
 
 def sample(
@@ -142,8 +145,34 @@ def sample(
     x and denoised are (b, c, h, w) in sigma space on the model's device; `model.vae.decode(step.denoised)` shows
     what the model believes so far.
     """
-    job = Job(model, prompt, negative_prompt, resolve(model.config, **options), image, mask, latents)
+    job = Job(model, prompt, negative_prompt, settle(model.config, image, mask, options), image, mask, latents)
+    check(job.settings.hires is None, "sample shows one run: for hires call it twice, or take generate")
     return job.steps(slice(0, len(job)))
+
+
+def recipes(
+    model: Model,
+    prompt: str | Sequence[str],
+    *,
+    negative_prompt: str | Sequence[str] | None = None,
+    image: Image | Tensor | None = None,
+    mask: Image | Tensor | None = None,
+    latents: Tensor | None = None,
+    **options: Unpack[Options],
+) -> list[dict[str, Any]]:
+    """The recipe of each picture that `generate` would draw, told without drawing."""
+    job = Job(model, prompt, negative_prompt, settle(model.config, image, mask, options), image, mask, latents)
+    return [job.recipe(i) for i in range(len(job))]
+
+
+def run(job: "Job", output: str, progress: bool) -> list[Image] | Tensor:
+    """Every batch of a job, drawn and finished."""
+    results: list = []
+    with tqdm(total=len(job) * len(job.plan.t), unit="step", disable=not progress) as bar:
+        size = job.model.batch_size(job.settings.batch_size)
+        for batch, z in in_batches(len(job), size, partial(job.draw, bar=bar)):
+            results.append(job.finish(z, batch, output))
+    return [picture for batch in results for picture in batch] if output == "pil" else torch.cat(results)
 
 
 class Job:
@@ -161,16 +190,19 @@ class Job:
     ) -> None:
         self.model, self.settings, self.latents = model, settings, latents
         self.prompts, self.negatives = pair(prompt, negative_prompt, settings.num_images)
-        # The model's own rule for no negative prompt: most encode "", SDXL's folders ask for zeros.
-        self.zero_negative = negative_prompt is None and model.config.defaults.zero_negative
-        self.seeds = [settings.seed + i for i in range(len(self.prompts))]
+        # The model's own rule for no negative prompt: most encode "", SDXL's folders ask for zeros (here None).
+        if negative_prompt is None and model.config.defaults.zero_negative:
+            self.negatives = [None] * len(self.negatives)
+        seeds = [settings.seeds(i) for i in range(len(self.prompts))]
+        self.seeds, self.variations = ([of[name] for of in seeds] for name in ("seed", "variation_seed"))
+        last = max(seed or 0 for seed in seeds[-1].values())
+        check(last <= MAX_SEED, f"the seeds of {len(self)} images go beyond {MAX_SEED}: the last is {last}")
         factor = model.config.vae.factor
         self.shape = (model.config.unet.out_channels, settings.height // factor, settings.width // factor)
         if latents is not None:
             wanted, given = [len(self), *self.shape], list(latents.shape)
             check(given == wanted, f"latents must have the shape {wanted}, not {given}")
-        size = (settings.height, settings.width)
-        self.given = start_from(model.vae, model.config.unet, image, mask, size, settings.strength)
+        self.given = start_from(model.vae, model.config, settings, image, mask, len(self))
         self.plan = self.make_plan()
 
     def __len__(self) -> int:
@@ -179,9 +211,8 @@ class Job:
     def make_plan(self) -> Plan:
         """The levels of the run; img2img keeps the last int(steps * strength) of them, as diffusers does."""
         s, default = self.settings, self.model.config.defaults
-        plan = make_plan(
-            self.model.table, s.steps, s.sampler, s.schedule, default.steps_offset, default.final_table_sigma
-        )
+        told = (default.steps_offset, default.final_table_sigma, s.start_scale)
+        plan = make_plan(self.model.table, s.steps, s.sampler, s.schedule, *told)
         return plan if self.given.original is None else plan.tail(int(s.steps * s.strength))
 
     def draw(self, batch: slice, bar: tqdm) -> Tensor:
@@ -191,40 +222,63 @@ class Job:
         for step in self.steps(batch):
             x = step.x
             bar.update(batch.stop - batch.start)
-        return self.given.original.repeat(batch.stop - batch.start, 1, 1, 1) if x is None else final(x, self.plan)
+        return self.given.original[batch] if x is None else self.given.finish(final(x, self.plan))
 
     @torch.no_grad()
     def steps(self, batch: slice) -> Iterator[Step]:
         """Draw one batch, step by step: the heart of minisd."""
+        if not len(self.plan.t):
+            return
         model, s = self.model, self.settings
         noise = ImageNoise(self.seeds[batch], self.shape, model.runtime.device)
         x = self.start(batch, noise)
-        cond, uncond = self.encode(self.prompts[batch]), self.encode(self.negatives[batch])
-        finite(torch.cat([cond.context, uncond.context], dim=1), "the text encoder", self.seeds[batch])
-        if self.zero_negative:
-            uncond = without_text(uncond, model.config.text[-1].projection)
-        interval = table_times(s.guidance_interval, model.config.noise.steps)
-        predict = guided(model.unet, cond, uncond, s.cfg_scale, s.guidance_rescale, interval)
-        denoise = denoiser(predict, self.plan, model.config.noise.prediction)
-        if self.given.mask is not None:
-            denoise = keep_outside(self.given.mask, self.given.original, denoise)
         options = {} if s.eta is None else {"eta": s.eta}
-        yield from get_sampler(s.sampler)(denoise, x, self.plan, noise=noise, **options)
+        noise = Brownian(noise) if s.sampler in SDE_SAMPLERS else noise
+        yield from get_sampler(s.sampler)(self.denoise(batch), x, self.plan, noise=noise, **options)
 
-    def encode(self, texts: list[str]) -> Conditioning:
-        """Prompts of one batch to what the UNet is told."""
+    def denoise(self, batch: slice) -> Denoise:
+        """What the model believes of one batch, level by level; each text is encoded and prepared once."""
+        s = self.settings
+        script = timeline(self.prompts[batch], self.negatives[batch], s.steps, s.emphasis in EDITED)
+        script = [(first, told) for first, told in script if first < len(self.plan.t)]  # img2img: steps that are run
+        texts = dict.fromkeys(text for _, told in script for text in told.texts)
+        prepared = {text: self.model.unet.prepare(self.encode(text, self.seeds[batch])) for text in texts}
+        denoisers = {told: self.listen(told, prepared) for told in dict.fromkeys(told for _, told in script)}
+        denoise = changing([(float(self.plan.sigmas[first]), denoisers[told]) for first, told in script])
+        if s.dynamic_threshold is not None:
+            denoise = thresholded(denoise, s.dynamic_threshold)
+        return self.given.keep_outside(denoise)
+
+    def listen(self, told: Told, prepared: dict[str | None, Prepared]) -> Denoise:
+        """A denoiser that is told one thing throughout."""
+        s, noise = self.settings, self.model.config.noise
+        parts = [(join_prepared([prepared[text] for text in texts]), weights) for texts, weights in told.parts]
+        uncond = join_prepared([prepared[text] for text in told.negatives])
+        interval = table_times(s.guidance_interval, noise.steps)
+        predict = guided(self.model.unet, parts, uncond, s.cfg_scale, s.guidance_rescale, interval)
+        return denoiser(predict, self.plan, noise.prediction)
+
+    def encode(self, text: str | None, seeds: Sequence[int]) -> Conditioning:
+        """What the UNet is told of one text (1, ...); None: of no text."""
         model, s = self.model, self.settings
-        how = (s.clip_skip, s.long_prompt, (s.height, s.width))
-        cond = encode(model.text, model.tokenizers, texts, model.config, *how)
-        extra = self.given.extra
-        return cond if extra is None else replace(cond, concat=extra.expand(len(texts), -1, -1, -1))
+        how = (s.clip_skip, s.long_prompt, (s.height, s.width), s.emphasis)
+        cond = encode(model.text, model.tokenizers, [text or ""], model.config, *how)
+        finite(cond.context.expand(len(seeds), -1, -1), "the text encoder", seeds)
+        if text is None:
+            cond = without_text(cond, model.config.text[-1].projection)
+        return replace(cond, concat=self.given.extra)
 
     def start(self, batch: slice, noise: ImageNoise) -> Tensor:
         """x at the plan's first level: noise alone, or the original with noise added."""
-        first = noise() if self.latents is None else self.latents[batch].float().to(noise.device)
-        if self.given.original is None:
-            return first * self.plan.start
-        return self.given.original + first * float(self.plan.sigmas[0])
+        first = noise.draw()  # also where latents take its place: the later draws are then the same
+        if self.latents is not None:
+            first = self.latents[batch].float().cpu()
+        if self.settings.variation_strength > 0:
+            other = ImageNoise(self.variations[batch], self.shape, noise.device)
+            first = toward(first, other.draw(), self.settings.variation_strength)
+        first = first.to(noise.device)
+        added = first * float(self.plan.sigmas[0])
+        return self.given.start(first * self.plan.start, added, batch, self.settings.strength)
 
     @torch.no_grad()
     def finish(self, z: Tensor, batch: slice, output: str) -> list[Image] | Tensor:
@@ -232,16 +286,24 @@ class Job:
         finite(z, "the UNet", self.seeds[batch])
         if output == "latent":
             return z.cpu()
-        pixels = decode(self.model.vae, z, self.settings.vae_tiling, self.seeds[batch])
+        pixels = self.given.put_back(decode(self.model.vae, z, self.settings.vae_tiling, self.seeds[batch]))
         return to_pil(pixels) if output == "pil" else pixels.cpu()
+
+    def larger(self, small: list[Image] | Tensor) -> "Job":
+        """The second run of hires, which starts from the pictures of this one."""
+        factor = self.model.config.vae.factor
+        settings = second_run(self.settings, factor)
+        start = enlarge(small, settings.width, settings.height, factor)
+        negatives = None if self.zero_negative else self.negatives
+        return Job(self.model, self.prompts, negatives, settings, start, None, None)
 
     def recipe(self, i: int) -> dict[str, Any]:
         """All that drawing image i again takes, as plain data."""
         return {
             "prompt": self.prompts[i],
-            "negative_prompt": None if self.zero_negative else self.negatives[i],
-            **self.settings.to_dict(),
-            "seed": self.seeds[i],
+            "negative_prompt": self.negatives[i],
+            **self.given.recipe(self.settings),
+            **self.settings.seeds(i),
             **self.model.origin,
             "device": self.model.runtime.device.type,
             "dtype": str(self.model.runtime.dtype).removeprefix("torch."),

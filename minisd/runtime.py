@@ -1,13 +1,11 @@
-"""The one device and dtype policy, and the noise of each image.
+"""The one device and dtype policy.
 
-In: "auto", or what the user asks for. Out: a `Runtime` with its reason in words; seeded noise (b, c, h, w).
+In: "auto", or what the user asks for. Out: a `Runtime` with its reason in words.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from .config import check, one_of
 
@@ -77,26 +75,6 @@ def cpu_bf16() -> bool:
     exact = torch.nn.functional.conv2d(x, w)
     rough = torch.nn.functional.conv2d(x.bfloat16(), w.bfloat16()).float()
     return bool((exact - rough).abs().max() < 0.02 * exact.abs().max())
-
-
-class ImageNoise:
-    """Every draw of a batch, each image from its own CPU generator: image i never feels its neighbours.
-
-    Call it as a sampler does, `noise(sigma, sigma_next)`: unit-variance noise (b, c, h, w) on the device.
-    """
-
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device) -> None:
-        self.generators = [torch.Generator().manual_seed(signed(seed)) for seed in seeds]
-        self.shape, self.device = shape, device
-
-    def __call__(self, sigma: Tensor | None = None, sigma_next: Tensor | None = None) -> Tensor:
-        draws = [torch.randn(self.shape, generator=g, dtype=torch.float32) for g in self.generators]
-        return torch.stack(draws).to(self.device)
-
-
-def signed(seed: int) -> int:
-    """A seed of 64 bits as torch takes it."""
-    return seed - 2**64 if seed >= 2**63 else seed
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

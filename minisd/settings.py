@@ -3,19 +3,22 @@
 In: a `Config` and what the user said. Out: a frozen `Settings` that the pipeline follows and the picture stores.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of
 
-LONG_PROMPT_NAMES = ("truncate", "error")
-EMPHASIS_NAMES = ("off",)
+LONG_PROMPT_NAMES = ("chunk", "window", "truncate", "summarize", "error")
+EMPHASIS_NAMES = ("a1111", "no-norm", "comfy", "off")
+EDITED = ("a1111", "no-norm")  # the readings of brackets that have [from:to:when], [a|b] and AND
 TILING_NAMES = ("auto", "on", "off")
+START_NAMES = ("sigma", "total")
+UPSCALE_NAMES = ("picture", "latent")
 MAX_SEED = 2**64 - 1
 MAX_SIDE = 16_384
 MAX_IMAGES = 10_000
+MAX_BLUR = 1000
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,28 @@ class Settings:
     emphasis: str
     guidance_rescale: float
     guidance_interval: tuple[float, float] | None
+    dynamic_threshold: float | None
     strength: float
+    mask_blur: float
+    hires: float | None
+    hires_strength: float
+    hires_steps: int | None
+    hires_upscale: str
     vae_tiling: str
+    start_scale: str | None
+    variation_seed: int | None
+    variation_strength: float
+
+    def seeds(self, i: int) -> dict[str, int | None]:
+        """Of image i: seed + i. With a variation the seed stays and the variation's counts, as in AUTOMATIC1111."""
+        if self.variation_strength == 0:
+            return {"seed": self.seed + i, "variation_seed": self.variation_seed}
+        return {"seed": self.seed, "variation_seed": self.variation_seed + i}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for a picture's recipe; functions by their names."""
-        fields = {k: v for k, v in vars(self).items() if k not in ("num_images", "batch_size")}
+        """Plain data for a picture's recipe; functions by their names. What plays no part without hires is left out."""
+        idle = () if self.hires is not None else HIRES
+        fields = {k: v for k, v in vars(self).items() if k not in ("num_images", "batch_size", *idle)}
         return {k: getattr(v, "__name__", v) if callable(v) else v for k, v in fields.items()}
 
 
@@ -60,12 +79,21 @@ class Options(TypedDict, total=False):
     num_images: int  # 1, of each prompt
     batch_size: int | None  # images at a time: 1 on a CPU, 8 on CUDA
     clip_skip: int | None  # 1: the text encoder's last block, 2: the one before
-    long_prompt: str | None  # "truncate" (and say so) or "error"
-    emphasis: str | None  # "off": brackets are plain text
+    long_prompt: str | None  # "chunk", "window", "truncate", "summarize" or "error": see minisd/text/chunks.py
+    emphasis: str | None  # "a1111", "no-norm", "comfy", "off" (brackets are plain text): see minisd/text/emphasis.py
     guidance_rescale: float | None  # 0 to 1
     guidance_interval: tuple[float, float] | None  # parts of the noise table, 1 is all noise
-    strength: float | None  # 0 to 1, how far an image is drawn anew
+    dynamic_threshold: float | None  # above 0 to 1, such as 0.995: see minisd/diffusion/denoise.py; None: off
+    strength: float | None  # 0 to 1, how far an image is drawn anew: the last int(steps * strength) steps are run
+    mask_blur: float | None  # pixels, the standard deviation by which a mask's edge is softened; 0
+    hires: float | None  # draw small, enlarge both sides so many times, draw over; 1 to 8
+    hires_strength: float | None  # 0.5, how far the enlarged picture is drawn anew
+    hires_steps: int | None  # steps of the second run before strength is counted; None: as the first
+    hires_upscale: str | None  # what is enlarged: "picture" (by Lanczos) or "latent" (bilinear)
     vae_tiling: str | None  # decode in strips, to spare memory: "on", "off", or "auto": beyond 2^20 pixels (CPU 2^19)
+    start_scale: str | None  # std of the first x: "sigma" (AUTOMATIC1111) or "total", see `schedule.STARTS`
+    variation_seed: int | None  # lean the first noise towards this seed's, 0 (not at all) to 1 (all the way):
+    variation_strength: float | None  # above 0 all images share the seed, and image i has variation_seed + i
 
 
 def resolve(config: Config, **options: Unpack[Options]) -> Settings:
@@ -86,8 +114,11 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         return given.get(key, own.get(key, getattr(config.defaults, key, None)))
 
     schedule = given.get("schedule", own_schedule(config.defaults, said("sampler")))
+    if schedule == "align_your_steps" and config.unet.vector_dim:  # a table was published for each of the two
+        schedule = "align_your_steps_sdxl"
+    most = config.noise.steps
     settings = Settings(
-        steps=integer("steps", said("steps"), 1, config.noise.steps),
+        steps=integer("steps", said("steps"), 1, most),
         cfg_scale=real("cfg_scale", said("cfg_scale"), 0, 1000),
         sampler=name("sampler", said("sampler"), SAMPLER_NAMES),
         schedule=name("schedule", schedule, SCHEDULE_NAMES),
@@ -102,14 +133,31 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
         emphasis=name("emphasis", said("emphasis"), EMPHASIS_NAMES),
         guidance_rescale=real("guidance_rescale", said("guidance_rescale"), 0, 1),
         guidance_interval=interval(said("guidance_interval")),
+        dynamic_threshold=threshold(said("dynamic_threshold")),
         strength=real("strength", said("strength"), 0, 1),
+        mask_blur=real("mask_blur", said("mask_blur"), 0, MAX_BLUR),
+        hires=None if said("hires") is None else real("hires", said("hires"), 1, 8),
+        hires_strength=real("hires_strength", said("hires_strength"), 0, 1),
+        hires_steps=None if said("hires_steps") is None else integer("hires_steps", said("hires_steps"), 1, most),
+        hires_upscale=said("hires_upscale"),
         vae_tiling=said("vae_tiling"),
+        start_scale=said("start_scale"),
+        variation_seed=variation(given),
+        variation_strength=real("variation_strength", said("variation_strength"), 0, 1),
     )
     one_of("vae_tiling", settings.vae_tiling, TILING_NAMES)
+    if settings.start_scale is not None:
+        one_of("start_scale", settings.start_scale, START_NAMES)
+    one_of("hires_upscale", settings.hires_upscale, UPSCALE_NAMES)
+    largest = max(settings.width, settings.height) * (settings.hires or 1)
+    check(largest <= MAX_SIDE, f"hires {settings.hires} makes a side of {largest:.0f} pixels: {MAX_SIDE} are the most")
+    idle = [key for key in HIRES[1:] if key in given]
+    check(settings.hires is not None or not idle, f"{', '.join(idle)} means nothing without hires")
     if settings.eta is not None and settings.sampler not in ETA_SAMPLERS and not callable(settings.sampler):
         raise ValueError(f"eta means nothing to the sampler {settings.sampler}: it is for {', '.join(ETA_SAMPLERS)}")
-    last = settings.seed + settings.num_images - 1
-    check(last <= MAX_SEED, f"seed {settings.seed} + {settings.num_images} images goes beyond {MAX_SEED}")
+    for key, last in settings.seeds(settings.num_images - 1).items():
+        first = getattr(settings, key)
+        check((last or 0) <= MAX_SEED, f"{key} {first} + {settings.num_images} images goes beyond {MAX_SEED}")
     return settings
 
 
@@ -129,6 +177,16 @@ def own_schedule(defaults: Defaults, sampler: str | Callable) -> str:
     return defaults.schedule or GRID_ONLY.get(known, "linspace")
 
 
+def variation(given: dict[str, Any]) -> int | None:
+    """The variation seed, refused where it or the strength would silently do nothing alone."""
+    seed, strength = given.get("variation_seed"), given.get("variation_strength")
+    if seed is None:
+        check(not strength, f"variation_strength {strength!r} needs a variation_seed, whose noise to lean towards")
+        return None
+    check(strength is not None, f"variation_seed {seed!r} needs a variation_strength: how far to lean, 0 to 1")
+    return integer("variation_seed", seed, 0, MAX_SEED)
+
+
 def integer(what: str, value: Any, low: int, high: int) -> int:
     """A whole number in low..high; True is not a number."""
     ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
@@ -138,8 +196,8 @@ def integer(what: str, value: Any, low: int, high: int) -> int:
 
 def real(what: str, value: Any, low: float, high: float) -> float:
     """A finite number in low..high."""
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    check(ok and low <= value <= high, f"{what} {value!r} must be a number in {low}..{high}")
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # no NaN is
+    check(ok, f"{what} {value!r} must be a number in {low}..{high}")
     return float(value)
 
 
@@ -163,15 +221,30 @@ def interval(value: Any) -> tuple[float, float] | None:
     """(low, high) in parts of the noise table, 1 being all noise."""
     if value is None:
         return None
-    check(len(value) == 2, f"guidance_interval {value!r} must be two numbers, low and high")
+    two = isinstance(value, tuple | list) and len(value) == 2
+    check(two, f"guidance_interval {value!r} must be two numbers, low and high")
     low, high = (real("guidance_interval", v, 0, 1) for v in value)
     check(low < high, f"guidance_interval {low}, {high}: low must be below high")
     return low, high
 
 
-ETA_SAMPLERS = (*("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "tcd"),)
+def threshold(value: Any) -> float | None:
+    """A percentile above 0, or None."""
+    if value is None:
+        return None
+    check(real("dynamic_threshold", value, 0, 1) > 0, "dynamic_threshold 0 would leave nothing: 0.995 is usual")
+    return float(value)
+
+
+ETA_SAMPLERS = ("ddim", "euler_a", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "tcd")
+SDE_SAMPLERS = ("dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde")  # their noise is one Brownian path, see noise.py
 # Samplers whose class in diffusers has no karras, and the spacing it takes when not told. The others: linspace.
 GRID_ONLY = {"ddim": "leading", "ddpm": "leading", "euler_a": "linspace", "plms": "leading"}
 OWN_GRID = {"lcm": "lcm", "tcd": "lcm"}  # samplers whose class in diffusers takes no spacing at all
 # Defaults that are no model's own matter; the rest stand in its config.
-OWN = {"seed": 0, "num_images": 1, "long_prompt": "truncate", "emphasis": "off", "strength": 0.75, "vae_tiling": "auto"}
+OWN = {
+    **{"seed": 0, "num_images": 1, "long_prompt": "chunk", "emphasis": "a1111", "vae_tiling": "auto"},
+    **{"strength": 0.75, "mask_blur": 0.0, "hires_strength": 0.5, "hires_upscale": "picture"},
+    **{"variation_strength": 0.0},
+}
+HIRES = ("hires", "hires_strength", "hires_steps", "hires_upscale")

@@ -1,11 +1,13 @@
-"""Fixtures: a tiny random model folder that draws in a blink."""
+"""Fixtures: a tiny random model folder that draws in a blink, and the command line on it."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from minisd.cli import main
 from minisd.config import Config, Defaults, NoiseConfig, TextConfig, UNetConfig, VAEConfig
+from minisd.train.stages import STAGES
 from minisd.train.tokenizer import train_tokenizer
 from minisd.weights.folder import modules, save
 
@@ -31,3 +33,30 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.add_(0.1 * torch.randn_like(parameter))
     save(folder, config, parts.state_dict(), {})
     return folder
+
+
+@pytest.fixture
+def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model must not be loaded, nor a stage begun; there is no CUDA device."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        pytest.fail("reached the model")
+
+    monkeypatch.setattr("minisd.weights.folder.load", refuse)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for stage in STAGES:
+        monkeypatch.setitem(STAGES, stage, refuse)
+
+
+@pytest.fixture
+def draw(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """`minisd generate` with the tiny model, in an empty folder; returns the printed paths, all of them there."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv: str, code: int = 0) -> list[Path]:
+        assert main(["generate", *argv, "--model", str(tiny_model), "--device", "cpu"]) == code
+        paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+        assert all(path.is_file() for path in paths)
+        return paths
+
+    return run

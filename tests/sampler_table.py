@@ -16,7 +16,7 @@ from torch import Tensor
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
 from minisd.diffusion.samplers import SAMPLERS
 from minisd.diffusion.schedule import make_plan
-from minisd.image import SAMPLER_LABELS
+from minisd.infotext import SAMPLER_LABELS
 
 STEPS = (10, 20, 7)  # 7 does not divide 1000
 OWN_RUNS = (("eps", 10), ("v", 7), ("v", 20))  # prediction and steps, of a class over its own schedule
@@ -32,6 +32,8 @@ CONTRADICTIONS = {  # (sampler, schedule, n): the reason why diffusers contradic
     **{(sampler, "trailing", 7): ONE_X_TWO_LEVELS for sampler in ("ddim", "plms")},
     **{("dpm2_a", "karras", n): TWO_TIMES for n in STEPS},
 }
+# The last of these levels fall so steeply that the solver's second differences swing: choose another schedule.
+STEEP = {("dpmpp_3m_sde", "normal"), ("dpmpp_3m_sde", "ddim_uniform")}
 PLMS_V = ("plms", "v")  # mixes v of several levels as if of one: see test_plms.py
 
 

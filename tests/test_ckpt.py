@@ -21,7 +21,7 @@ import torch
 from fuzz import HANG, archive, damaged, forked, fuzz, pack, peak, samples, saved, unpack
 from torch import Tensor
 
-from minisd.weights.ckpt import DTYPES, read_ckpt
+from minisd.weights.ckpt import DTYPES
 from minisd.weights.tensors import MAX_HEADER, BadFile, read_header, read_tensors
 from minisd.weights.unpickle import MAX_STEPS
 
@@ -81,7 +81,7 @@ def test_every_dtype_and_layout(tmp_path: Path, dtype: torch.dtype, protocol: in
         state["parameter"] = torch.nn.Parameter(base)
         state["not finite"] = torch.tensor([float("nan"), float("inf"), -0.0]).to(dtype)
     path = put(tmp_path, saved(state, pickle_protocol=protocol))
-    check_same(read_ckpt(path), torch.load(path, weights_only=False))  # our own file; protocol 4 needs it
+    check_same(read_tensors(path), torch.load(path, weights_only=False))  # our own file; protocol 4 needs it
     header = read_header(path)
     assert header.kind == "ckpt"
     assert {name: (e.dtype, e.shape) for name, e in header.tensors.items()} == {
@@ -93,7 +93,7 @@ def test_shared_storages_stay_shared_and_writing_leaves_the_file_alone(tmp_path:
     base = torch.zeros(4, 4)
     path = put(tmp_path, saved({"base": base, "row": base[2], "turned": base.t()}))
     before = path.read_bytes()
-    found = read_ckpt(path)
+    found = read_tensors(path)
     found["base"][2, 3] = 7
     assert found["row"][3] == 7 and found["turned"][3, 2] == 7
     assert path.read_bytes() == before
@@ -139,7 +139,7 @@ def test_textual_inversion_files(tmp_path: Path) -> None:
 def test_1200_tensors_are_read_fast(tmp_path: Path) -> None:
     path = put(tmp_path, saved({f"block.{i}.weight": torch.randn(3, 5) for i in range(1200)}))
     start = time.process_time()
-    found = read_ckpt(path)
+    found = read_tensors(path)
     assert time.process_time() - start < 0.5  # 0.04 s on a 2-core Zen 4
     check_same(found, torch.load(path, weights_only=True))
 
@@ -149,9 +149,9 @@ def test_nothing_is_copied(tmp_path: Path) -> None:
     small = put(tmp_path, saved(GOOD), "small")
 
     def work() -> None:
-        read_ckpt(small)  # what the first reading takes anyhow
+        read_tensors(small)  # what the first reading takes anyhow
         before = peak()
-        assert read_ckpt(path)["w"].shape[0] == 32
+        assert read_tensors(path)["w"].shape[0] == 32
         assert peak() - before < 4096, "reading takes memory of the file's size"
 
     assert forked(work) == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import minisd
 from minisd import cli, files
@@ -20,8 +21,10 @@ from minisd.cli import common, main
 from minisd.cli import generate as command
 from minisd.cli.train import NEEDS, default_recipe
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
-from minisd.image import FORMATS, SAMPLER_LABELS, SCHEDULE_LABELS, recipe_text
+from minisd.image import FORMATS
+from minisd.infotext import EMPHASIS_LABELS, SAMPLER_LABELS, SCHEDULE_LABELS, recipe_text
 from minisd.runtime import DTYPE_NAMES
+from minisd.settings import EMPHASIS_NAMES
 from minisd.train.stages import STAGES
 
 # Each line is a whole command; {bad} is the folder of `bad_files`, and --model is the tiny model where none is named.
@@ -83,6 +86,15 @@ generate x --eta 0.5 --sampler heun
 generate x --eta 1.5 --sampler ddim
 generate x --eta nan
 generate x --guidance-rescale -0.1
+generate x --start-scale sigm
+generate x --variation-seed 5
+generate x --variation-seed -2 --variation-strength 0.5
+generate x --variation-strength 1.5
+generate x --guidance-interval 0.5
+generate x --guidance-interval 0.8,0.2
+generate x --guidance-interval 0,x
+generate x --dynamic-threshold 0
+generate x --dynamic-threshold 99.5
 generate x --num-images 0
 generate x --num_images -3
 generate x -N 1000000
@@ -93,6 +105,7 @@ generate x --sampler ''
 generate x --sampler Euler
 generate x --schedule karas
 generate x --long-prompt wrap
+generate x --emphasis bold
 generate x --dtype fp61
 generate x --device gpu
 generate x --device cuda:-1
@@ -131,6 +144,38 @@ generate x -o {bad}/taken.png
 generate x -o {bad}/taken.png -N 2 --seed 7
 generate x -o {bad}/{long}.png
 generate x -o /proc/a.png
+generate --like
+generate --like ''
+generate --like {bad}/missing.png
+generate --like {bad}/folder
+generate --like {bad}/fifo
+generate --like {bad}/empty/model.safetensors
+generate --like {bad}/text.txt
+generate --like {bad}/nul{nul}byte
+generate --like {bad}/{many}
+generate --like {bad}/taken.png
+generate --like {bad}/truncated.png
+generate x --like {bad}/taken.png
+generate --like {bad}/comfy.png
+generate --like {bad}/words.png
+generate --like {bad}/damaged.png
+generate --like {bad}/odd.png
+generate --like {bad}/odd.png --steps 5 --clip-skip 99
+generate x --like {bad}/fine.png --prompt y
+generate --like {bad}/fine.png --steps 0
+generate --like {bad}/fine.png --model {bad}/missing
+generate --like {bad}/fine.png -o {bad}/taken.png
+generate --like {bad}/mask.png
+prompt
+prompt a red circle
+prompt x --emphasis bold
+prompt x --long-prompt wrap
+prompt x --model {bad}/missing
+prompt x --model {bad}/config-field
+prompt x --tokenizer {bad}/missing
+prompt x --tokenizer {bad}/folder
+prompt x --model {bad}/short --tokenizer {bad}/folder
+prompt x --negative
 train
 train unets
 train clip --steps 3
@@ -150,6 +195,7 @@ info {bad}/folder
 info {bad}/text.txt
 info {bad}/taken.png
 info {bad}/truncated.png
+info {bad}/comfy.png
 """.strip().splitlines()
 
 
@@ -185,6 +231,20 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
     os.mkfifo(bad / "fifo")
     Image.new("RGB", (8, 8)).save(bad / "taken.png")
     Image.new("RGB", (8, 8)).save(bad / "taken-8.png")
+    fine = {"prompt": "x", "steps": 2, "sampler": "euler", "seed": 1, "model": "tiny"}
+    texts = {
+        "comfy": {"prompt": '{"3": {}}', "workflow": "{}"},
+        "words": {"parameters": "a red circle, steps unknown"},
+        "damaged": {"minisd": '{"prompt": "x", "steps": 2'},
+        "odd": {"minisd": json.dumps(fine | {"steps": "ten"})},
+        "mask": {"minisd": json.dumps(fine | {"image": {"name": "a.png"}, "mask": {}})},
+        "fine": {"minisd": json.dumps(fine)},
+    }
+    for name, chunks in texts.items():
+        info = PngInfo()
+        for key, text in chunks.items():
+            info.add_text(key, text)
+        Image.new("RGB", (8, 8)).save(bad / f"{name}.png", pnginfo=info)
     (bad / "truncated.png").write_bytes((bad / "taken.png").read_bytes()[:20])
     (bad / "run" / "tokenizer" / "vocab.json").touch()
     (bad / "run" / "vae.safetensors").touch()
@@ -192,33 +252,6 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
     (bad / "fields.toml").write_text(recipe.replace("batch", "bach"))
     (bad / "no-config.toml").write_text(recipe.replace("../mini.json", "nowhere.json"))
     return bad
-
-
-@pytest.fixture
-def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model must not be loaded, nor a stage begun; there is no CUDA device."""
-
-    def refuse(*args: object, **kwargs: object) -> None:
-        pytest.fail("reached the model")
-
-    monkeypatch.setattr("minisd.weights.folder.load", refuse)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for stage in STAGES:
-        monkeypatch.setitem(STAGES, stage, refuse)
-
-
-@pytest.fixture
-def draw(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """`minisd generate` with the tiny model, in an empty folder; returns the printed paths, all of them there."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str, code: int = 0) -> list[Path]:
-        assert main(["generate", *argv, "--model", str(tiny_model), "--device", "cpu"]) == code
-        paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
-        assert all(path.is_file() for path in paths)
-        return paths
-
-    return run
 
 
 def pixels(path: Path) -> bytes:
@@ -277,6 +310,13 @@ def test_bad_input_is_one_line_and_exit_2_before_any_model(
         ("generate x -o {bad}/taken.png", "--overwrite"),
         ("generate x -o /proc/a.png", "/proc/a.png: "),
         ("generate x -o {bad}/{long}.png", "too long"),
+        ("generate --like {bad}/missing.png", "there is no picture"),
+        ("generate --like {bad}/text.txt", "PNG, JPEG, WEBP"),
+        ("generate --like {bad}/taken.png", "holds no recipe"),
+        ("generate --like {bad}/damaged.png", "its recipe is damaged"),
+        ("generate --like {bad}/comfy.png", "ComfyUI"),
+        ("generate --like {bad}/odd.png", "--steps 'ten'"),
+        ("generate --like {bad}/mask.png", "give it, -i FILE"),
         ("train unet --out {bad}/run", "minisd train clip"),
         ("train vae --out {bad}/run", "--resume"),
     ],
@@ -309,7 +349,7 @@ def test_help_and_wrong_names_do_not_import_torch() -> None:
         heavy = {"torch", "transformers", "numpy", "PIL", "tqdm"} & set(sys.modules)
         sys.exit(f"{codes} {heavy}")
     """
-    lines = ["--help", "generate --help", "train --help", "info --help", "convert --help", "--version"]
+    lines = ["--help", "generate --help", "prompt --help", "train --help", "info --help", "convert --help", "--version"]
     lines += ["generate x --sampler nope", "train nope", "generate x --model nowhere", "generate x --seed x"]
     done = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 2, 2, 2, 2] set()"
@@ -323,6 +363,7 @@ def test_every_name_the_help_offers_is_known_to_the_library() -> None:
     assert tuple(FORMATS) == command.SUFFIXES
     assert set(SAMPLER_LABELS) == set(SAMPLER_NAMES)
     assert set(SCHEDULE_LABELS) == set(SCHEDULE_NAMES)
+    assert set(EMPHASIS_LABELS) >= set(EMPHASIS_NAMES)
     assert default_recipe().is_file()
     parser = command.build_parser()
     assert set(command.ALIASES.values()) <= set(parser._option_string_actions)
@@ -369,11 +410,23 @@ def test_the_same_seed_draws_the_same_pixels_and_image_i_is_seed_plus_i(draw) ->
     assert pixels(first) != pixels(again)
 
 
+def test_variations_are_drawn_and_named_by_both_seeds(draw) -> None:
+    flags = ["--seed", "3", "--variation-strength", "0.3"]
+    first, second = draw("a red circle", *flags, "--variation-seed", "50", "-N", "2")
+    (again,) = draw("a red circle", *flags, "--variation-seed", "51", "-o", "again.png")
+    assert [p.name for p in (first, second)] == ["00000-3-50.png", "00001-3-51.png"]
+    assert pixels(second) == pixels(again) != pixels(first)
+    (lone,) = draw("a red circle", *flags)  # a seed of its own choosing
+    assert recipe(lone)["variation_seed"] not in (None, 50)
+
+
 def test_every_flag_reaches_the_picture(draw) -> None:
     """A flag that were read and forgotten would leave the pixels as they are."""
     (plain,) = draw("a red circle", "--seed", "3")
     changes = ["-n blue", "--steps 5", "--cfg 4", "--sampler ddim", "--schedule karras", "--clip-skip 2", "-H 32"]
-    changes += ["--guidance-rescale 0.9", "--sampler=ddim --eta=1", "--seed 4"]
+    changes += ["--guidance-rescale 0.9", "--sampler=ddim --eta=1", "--seed 4", "--start-scale sigma"]
+    changes += ["--variation-seed 9 --variation-strength 0.5"]
+    changes += ["--guidance-interval 0.3,0.9", "--dynamic-threshold 0.5"]
     drawn = {change: pixels(draw("a red circle", "--seed", "3", *change.split())[0]) for change in changes}
     assert len({pixels(plain), *drawn.values()}) == len(changes) + 1
 

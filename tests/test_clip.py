@@ -1,12 +1,14 @@
 """The text tower against transformers, and the clip-skip contract."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from oracles import BIG_G, TINY, TRUE, close, text_oracle, token_ids, twin
 from torch import Tensor, nn
 
+import minisd
 from minisd.config import TextConfig
 from minisd.nn.clip import CLIPText
 from minisd.weights.keys import text_keys, to_ours
@@ -98,6 +100,59 @@ def test_skipped_blocks_are_not_computed(skip: int) -> None:
     ran.clear()
     model(token_ids(GELU), clip_skip=skip, pooled=True)
     assert ran == [0, 1, 2, 3]
+
+
+def slim(config: TextConfig, layers: int) -> CLIPText:
+    """The encoder at its true width and number of blocks, little else; all blocks are one, so that it stays small."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(config, vocab_size=99, bos_id=97, eos_id=98, pad_id=0, hidden=64, max_length=16)
+    model = CLIPText(dataclasses.replace(config, layers=1)).eval().requires_grad_(False)
+    model.config = dataclasses.replace(config, layers=layers)
+    model.blocks = nn.ModuleList([model.blocks[0]] * layers)
+    return model
+
+
+FAMILIES = {
+    "mini": (TextConfig(width=128, heads=4, activation="gelu"), 4, 1),
+    "sd1": (TRUE["sd15"].text[0], 12, 1),
+    "sd2, 23 blocks": (TRUE["sd21"].text[0], 23, 2),
+    "sd2, 24 blocks": (TRUE["sd21"].text[0], 24, 1),
+    "sdxl, first": (TRUE["sdxl"].text[0], 12, 1),
+    "sdxl, second": (BIG_G, 32, 1),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_skipped_is_indexed_bit_for_bit(family: str) -> None:
+    """What leaves early is the state of a full pass; the pooled vector does not change."""
+    config, layers, first = FAMILIES[family]
+    model = slim(config, layers)
+    ids = token_ids(model.config)[:1]
+    states = [model.token_embedding(ids) + model.position_embedding.weight]
+    for block in model.blocks:
+        states.append(block(states[-1]))
+    pooled = model.pool(model.final_norm(states[-1]), ids)
+    skips = range(first, model.config.depth + 1)
+    for skip in skips if layers <= 12 else (*skips[:2], 12, skips[-1]):
+        state = states[model.config.depth + 1 - skip]
+        context, vector = model(ids, clip_skip=skip, pooled=True)
+        assert torch.equal(context, model.final_norm(state) if config.final_norm else state)
+        assert torch.equal(vector, pooled)
+        assert torch.equal(model(ids, clip_skip=skip, pooled=False)[0], context)
+    with pytest.raises(ValueError, match="out of range"):
+        model(ids, clip_skip=first - 1)
+
+
+def test_prompt_and_negative_prompt_skip_alike(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both through the same number of blocks, in `generate` as in `encode`."""
+    model = minisd.load(tiny_model, device="cpu")
+    seen = []
+    forward = CLIPText.forward
+    monkeypatch.setattr(CLIPText, "forward", lambda *args: seen.append(args[2]) or forward(*args))
+    minisd.generate(model, "a red circle", negative_prompt="(blurry)", clip_skip=2, steps=1, output="latent")
+    assert len(seen) >= 2 and set(seen) == {2}
+    both, plain = (model.encode(["a red circle", "blurry"], clip_skip=skip).context for skip in (2, None))
+    assert all(not close(changed, kept, tol=1e-3) for changed, kept in zip(both, plain, strict=True))
 
 
 @pytest.mark.parametrize("skip", [0, 5, -1, 100])

@@ -113,6 +113,9 @@ def test_clip_skip_contract() -> None:
         ({"emphasis": "bold"}, "unknown emphasis"),
         ({"guidance_rescale": 2}, "guidance_rescale 2"),
         ({"guidance_interval": (0.5, 0.5)}, "low must be below high"),
+        ({"guidance_interval": 0.5}, "must be two numbers"),
+        ({"dynamic_threshold": 0.0}, "dynamic_threshold 0 would leave nothing"),
+        ({"dynamic_threshold": 99.5}, "dynamic_threshold 99.5"),
         ({"strength": -0.1}, "strength -0.1"),
     ],
 )

@@ -6,6 +6,7 @@ The oracle is a tiny whole pipeline. diffusers expands a word of three vectors t
 import logging
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from test_folders import Case, case, latents  # noqa: F401  (case is a fixture)
 from torch import Tensor, nn
 
 from minisd.pipeline import Model, generate
-from minisd.text.encode import fit
+from minisd.text.chunks import lay_out
 from minisd.weights.embeddings import add_embedding, read
 from minisd.weights.load import load
 from minisd.weights.lora import load_loras, unload
@@ -176,12 +177,18 @@ def test_new_ids_do_not_lead_the_pooling_astray(case: Callable[[str], Case], tmp
     assert torch.equal(seen[0], tower.final_norm(x)[:, end])
 
 
-def test_what_does_not_fit_the_prompt_is_told_by_name(model: Model, tmp_path: Path, caplog) -> None:
+def test_an_embedding_is_never_cut_in_two(model: Model, tmp_path: Path) -> None:
     add_embedding(model, written(tmp_path / "x.safetensors", {"<zorp>": vectors(3)}))
-    room = model.tokenizers[0].room
-    ids = fit(model.tokenizers[0], "a " * (room - 1) + "<zorp> red", "truncate")
-    assert ids[room] == model.config.text[0].vocab_size and ids[room + 1] == model.config.text[0].eos_id
-    assert "beyond them: '<zorp>_1 <zorp>_2 red'" in caplog.text
+    room, size = model.tokenizers[0].room, model.config.text[0].vocab_size
+    for before in range(2 * room):
+        prompt = "a " * before + "<ZORP> red"
+        blocks = lay_out(model.tokenizers, prompt, "off", "chunk").blocks
+        chunks = [[id for unit in block.units for id in unit.ids[0]] for block in blocks]
+        assert [*chain(*chunks)] == model.tokenizers[0].content(prompt) and max(map(len, chunks)) <= room
+        (home,) = [chunk for chunk in chunks if size in chunk]
+        assert home[home.index(size) :][:3] == [size, size + 1, size + 2]
+    report = lay_out(model.tokenizers, "a " * (room - 1) + "<zorp> red", "off", "truncate").report
+    assert report.dropped == ("<zorp>", "red") and report.cut == ()
 
 
 def refusal(model: Model, path: Path, trigger: str | None = None) -> str:

@@ -187,17 +187,22 @@ def test_a_folder_draws_what_diffusers_draws(case: Callable[[str], Case], family
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_no_negative_prompt_follows_the_folders_rule(case: Callable[[str], Case], family: str) -> None:
-    """SD 1.x encodes the empty prompt, SDXL takes zeros; the empty prompt said aloud is another picture there."""
+    """SD 1.x encodes the empty prompt, SDXL takes zeros; the empty prompt said aloud is encoded, and so recorded."""
     one = case(family)
     one.schedule("ddim")
     model = minisd.load(one.folder, dtype="fp32")
     size = {"height": 16, "width": 16, "latents": latents(one)}
     options = {"num_inference_steps": STEPS, "guidance_scale": 4.0, "output_type": "latent"}
-    wanted = one.pipe("a red circle", **size, **options).images
     own = {"steps": STEPS, "cfg_scale": 4.0, "output": "latent"}
-    assert deviation(generate(model, "a red circle", **size, **own), wanted) < TOL
-    aloud = generate(model, "a red circle", negative_prompt="", **size, **own)
-    assert (deviation(aloud, wanted) < TOL) == (family == "sd1")
+    drawn = {}
+    for negative in (None, ""):
+        wanted = one.pipe("a red circle", negative_prompt=negative, **size, **options).images
+        drawn[negative] = generate(model, "a red circle", negative_prompt=negative, **size, **own)
+        assert deviation(drawn[negative], wanted) < TOL
+        (picture,) = generate(model, "a red circle", negative_prompt=negative, steps=1, height=16, width=16)
+        told = json.loads(picture.info["minisd"])["negative_prompt"]
+        assert told == (None if negative is None and family == "sdxl" else "")
+    assert (deviation(drawn[""], drawn[None]) < TOL) == (family == "sd1")
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "euler", "dpmpp_2m"])

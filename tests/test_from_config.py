@@ -38,6 +38,8 @@ FILES = {
         "_class_name": "DDIMScheduler",
         **{"clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1},
     },
+    "exponential": {"_class_name": "HeunDiscreteScheduler", "use_exponential_sigmas": True, "steps_offset": 1},
+    "beta": {"_class_name": "EulerDiscreteScheduler", "use_beta_sigmas": True, "steps_offset": 1},
     "bare": {"_class_name": "EulerDiscreteScheduler"},
 }
 CLASSES = {
@@ -62,6 +64,8 @@ SILENT = {"steps_offset": 1}  # mended by the pipeline of one tower, and forgott
 DRAWN = [  # folders, and what is named on them beside nothing
     ("sd1", "SD 1.x", ("ddim", "euler", "dpmpp_2m", "plms", "dpm2", "lms", "unipc", "deis")),
     ("sd1", "karras", ("ddim", "euler", "heun", "lms", "unipc", "deis")),
+    ("sd1", "exponential", ("ddim", "euler")),
+    ("sd1", "beta", ("heun",)),
     ("sd1", "bare", ("ddim", "plms")),
     ("sdxl", "SDXL", ("ddim", "euler", "dpmpp_2m", "plms")),
     ("sdxl", "ddim to zero", ("ddim", "plms")),
@@ -148,7 +152,6 @@ TOLD = [
     ({"_class_name": "PNDMScheduler"}, "the Runge-Kutta steps of PNDMScheduler"),
     ({"final_sigmas_type": "sigma_min"}, 'final_sigmas_type "sigma_min" is not supported'),
     ({"thresholding": True}, "thresholding true is not supported"),
-    ({"use_beta_sigmas": True}, "use_beta_sigmas is not supported"),
     ({"_class_name": "DPMSolverSinglestepScheduler"}, "draws with DPMSolverSinglestepScheduler, which minisd does not"),
     ({"_class_name": "UniPCMultistepScheduler", "solver_order": 3}, "UniPCMultistepScheduler of solver_order 3, which"),
     ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "of solver_type 'bh1', which minisd does not"),

@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "minisd"
 # The core in reading order; a file imports only from the entries above its own (or from its own folder).
-CORE = ["config", "files", "settings", "runtime", "nn", "text", "diffusion", "image", "inpaint", "guards", "pipeline"]
-SATELLITES = ["weights", "world", "train", "explain", "cli"]
+CORE = ["config", "files", "settings", "picture", "runtime", "noise", "nn", "text", "diffusion", "infotext"]
+CORE += ["image", "guards", "inpaint", "hires", "pipeline"]
+SATELLITES = ["weights", "world", "train", "explain", "dialects", "recipe", "sheet", "cli"]
 
 
 def imported(path: Path) -> set[str]:
@@ -78,11 +79,12 @@ def test_names_told_without_torch_are_the_real_ones() -> None:
     from minisd.config import ACTIVATION_NAMES, NOISE_NAMES, PREDICTION_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES
     from minisd.diffusion.denoise import PREDICTION
     from minisd.diffusion.samplers import SAMPLERS
-    from minisd.diffusion.schedule import BETAS, GRIDS, SPACINGS
+    from minisd.diffusion.schedule import BETAS
+    from minisd.diffusion.spacing import GRIDS, SPACINGS
     from minisd.nn.clip import ACTIVATIONS
 
     assert tuple(SAMPLERS) == SAMPLER_NAMES
-    assert {*GRIDS, *SPACINGS} == set(SCHEDULE_NAMES)
+    assert (*GRIDS, *SPACINGS) == SCHEDULE_NAMES
     assert set(PREDICTION) == set(PREDICTION_NAMES)
     assert set(BETAS) == set(NOISE_NAMES)
     assert set(ACTIVATIONS) == set(ACTIVATION_NAMES)

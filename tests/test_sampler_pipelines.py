@@ -32,6 +32,10 @@ class Plain:
     def __call__(self, *levels: Tensor) -> Tensor:
         return torch.randn(1, 4, 8, 8, generator=self.generator)
 
+    def draw(self) -> Tensor:
+        """The first noise, which `latents` takes the place of."""
+        return torch.zeros(1, 4, 8, 8)
+
 
 @pytest.fixture(scope="module")
 def models(case: Callable[[str], Case]) -> Callable[[str], tuple[Case, Model]]:  # noqa: F811
@@ -55,6 +59,7 @@ def test_every_sampler_draws_what_diffusers_draws(
 ) -> None:
     one, model = models(family)
     monkeypatch.setattr(minisd.pipeline, "ImageNoise", Plain)
+    monkeypatch.setattr(minisd.pipeline, "Brownian", lambda noise: noise)
     monkeypatch.setattr(scheduling_dpmsolver_sde, "BrownianTreeNoiseSampler", Plain)
     kind, fields = CLASSES[sampler]
     fields = {**BETAS, **fields, "timestep_spacing": "leading", "steps_offset": 1}

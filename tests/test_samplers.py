@@ -12,8 +12,19 @@ import pytest
 import torch
 from oracles import deviation
 from runs import KINDS, LATENTS, draws, network, on_levels, on_table, ours, run, single_steps
-from sampler_table import CONTRADICTIONS, EXACT, EXACTLY, PLMS_V, SOLVER, STEPS, TWO_TIMES, on_its_own, on_our_levels
-from test_schedule import CELLS, TABLE, ZERO_SNR, theirs
+from sampler_table import (
+    CONTRADICTIONS,
+    EXACT,
+    EXACTLY,
+    PLMS_V,
+    SOLVER,
+    STEEP,
+    STEPS,
+    TWO_TIMES,
+    on_its_own,
+    on_our_levels,
+)
+from test_schedule import CELLS, FLAGS, TABLE, ZERO_SNR, theirs
 from torch import Tensor
 
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, UNetConfig
@@ -32,8 +43,8 @@ DETERMINISTIC = [name for name in SAMPLER_NAMES if name not in STOCHASTIC]
 TWO_LOOKS = ("heun", "restart", "dpm2", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde")
 MIDWAY = ("dpm2", "dpm2_a", "dpmpp_sde")  # of those the ones that look at levels that are not the plan's
 OWN = 1e-5  # against diffusers as it is, float32 tables and all: 2.4e-6 measured
-COARSE = 3e-4  # its t of a karras sigma or a level midway is from float32 logarithms: 1e-3 of a step off
-ON_TABLE = 1e-5  # against diffusers' arithmetic on our float64 table: 5e-6 measured, of dpm2
+COARSE = 3e-4  # its t of a sigma of FLAGS or a level midway is from float32 logarithms: 1e-3 of a step off
+ON_TABLE = 2e-5  # against diffusers' arithmetic on our float64 table: 1.2e-5 measured, of dpm2_a, exponential
 # From "no signal" the first do not look twice; diffusers' euler works in float32, which is held to ddim's below.
 APART = ("heun", "dpm2", "dpm2_a", "plms", "euler", "euler_a", "dpmpp_3m_sde", *EXACT)
 
@@ -41,13 +52,17 @@ APART = ("heun", "dpm2", "dpm2_a", "plms", "euler", "euler_a", "dpmpp_3m_sde", *
 @pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 def test_every_cell_of_the_table(sampler: str, schedule: str) -> None:
-    assert on_our_levels(sampler, schedule) < (EXACTLY if sampler in EXACT else SOLVER)
+    miss = on_our_levels(sampler, schedule)
+    if (sampler, schedule) in STEEP:
+        assert miss > 10 * EXACTLY
+    else:
+        assert miss < (EXACTLY if sampler in EXACT else SOLVER)
 
 
 @pytest.mark.parametrize("sampler, schedule", CELLS)
 def test_equals_diffusers(sampler: str, schedule: str) -> None:
     whole = make_plan(TABLE, 2, sampler).whole
-    if sampler in MIDWAY or (schedule == "karras" and not whole):
+    if sampler in MIDWAY or (schedule in FLAGS and not whole):
         assert on_its_own(sampler, schedule) < COARSE
         near = (sampler, schedule) == ("dpm2_a", "linspace")  # its TWO_TIMES of a level: here 3e-3 of a step apart
         assert on_its_own(sampler, schedule, exact=True) < (COARSE if near else ON_TABLE)
@@ -117,8 +132,9 @@ def test_zero_terminal_snr_equals_diffusers(sampler: str, schedule: str) -> None
     cap, tol, table = CAPPED[sampler], OWN, ZERO_SNR
     if sampler in ("euler", "euler_a"):
         # Its x + slope * (s' - s) in float32 loses half an ulp of x at s = 4096, 5e-4, at s' near 10: 1.8e-5
-        # at n = 7. From our 2 ** 20 it loses 3e-3; there ours is held to DDIM's arithmetic, in the next test.
-        tol, table = 3e-5, NoiseTable(ZERO_SNR.sigmas.clamp(max=(2.0**24 - 1) ** 0.5))
+        # at n = 7, and 3.2e-5 with beta. From our 2 ** 20 it loses 3e-3; there ours is held to DDIM's arithmetic,
+        # in the next test.
+        tol, table = 5e-5, NoiseTable(ZERO_SNR.sigmas.clamp(max=(2.0**24 - 1) ** 0.5))
     for n in STEPS:
         if (sampler, schedule, n) not in CONTRADICTIONS:
             scheduler = theirs(sampler, schedule, n, **ZERO_SNR_V)

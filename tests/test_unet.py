@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minisd.config import UNetConfig
 from minisd.nn.attention import Attention, explicit, sdpa
-from minisd.nn.conditioning import Conditioning, join
+from minisd.nn.conditioning import Conditioning, join, join_prepared
 from minisd.nn.unet import UNet
 
 REORDERED = 3e-6  # the same sums in another order (batch size, length of the context): 1e-6 measured
@@ -104,6 +104,9 @@ def test_joined_contexts_of_different_length_equal_separate_runs(family: str) ->
     apart = torch.cat([ours(x, t, short), ours(x, t, long)])
     together = ours(torch.cat([x, x]), torch.cat([t, t]), joined)
     assert close(together, apart, tol=REORDERED)
+    prepared = join_prepared([ours.prepare(short), ours.prepare(long)])
+    assert len(prepared) == 4 and len(prepared[1:3]) == 2
+    assert close(ours(torch.cat([x, x]), torch.cat([t, t]), prepared), apart, tol=REORDERED)
 
     padded = dataclasses.replace(joined, context=torch.cat([pad(short.context, 12), pad(long.context, 12)]))
     assert not close(ours(torch.cat([x, x]), torch.cat([t, t]), padded), apart, tol=1e-3)
@@ -122,6 +125,10 @@ def test_join_refuses_a_batch_in_which_only_some_have_a_vector() -> None:
     ):
         with pytest.raises(ValueError, match=f"with and without {name}"):
             join([with_vector, other])
+    _, sdxl = ours_only("sdxl")
+    prepared = sdxl.prepare(with_vector)
+    with pytest.raises(ValueError, match="with and without vector"):
+        join_prepared([prepared, dataclasses.replace(prepared, vector=None)])
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 LINE = 300  # the longest message
+NOTE = 4000  # the longest note: it names every word that a long prompt loses
 
 
 class BadInput(Exception):
@@ -91,6 +92,14 @@ def number(text: str) -> float:
     return float(text)
 
 
+def interval(text: str) -> tuple[float, float]:
+    """Two numbers with a comma between them."""
+    low, comma, high = text.partition(",")
+    if not comma:
+        raise argparse.ArgumentTypeError(f"{flat(repr(text), 60)} is not two numbers like 0.2,0.8")
+    return number(low), number(high)
+
+
 def choice(what: str, names: Iterable[str]) -> Callable[[str], str]:
     """A type that takes one of the names, and helps with a misspelt one."""
     names = tuple(names)
@@ -152,12 +161,19 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
 
 
 class Notes(logging.Handler):
-    """Shows what the library logs, without tearing a progress bar apart."""
+    """Shows what the library logs, each line once, without tearing a progress bar apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(f"minisd: note: {flat(record.getMessage())}", file=sys.stderr)
+        line = flat(record.getMessage(), NOTE)
+        if line not in self.shown:  # a prompt is encoded anew for each picture
+            tqdm.write(f"minisd: note: {line}", file=sys.stderr)
+        self.shown.add(line)
 
 
 @contextmanager

@@ -5,11 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..config import check
 from ..weights.find import SUFFIXES, count_parameters, locate, read_config, recorded_hash
 from .common import Parser, add_common, refusing
-
-IMAGE_DESCRIPTION = 0x010E
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,24 +31,22 @@ def holds_tensors(path: Path) -> bool:
 
 
 def about_picture(path: Path) -> str:
-    """The recipe as indented JSON; of a picture by another tool its `parameters` text.
+    """The recipe as indented JSON: minisd's own as it is, of another tool what minisd would do of it.
 
     Raises:
         ValueError: no picture, or one without a recipe.
     """
-    from PIL import Image, UnidentifiedImageError
+    from ..recipe import find, own_recipe, plain, read
 
+    held = find(path)
     try:
-        with Image.open(path) as image:
-            recipe = image.info.get("minisd") or image.getexif().get(IMAGE_DESCRIPTION)
-            text = image.info.get("parameters")
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(f"{path} is not a picture: {error}") from error
-    check(bool(recipe or text), f"{path} holds no recipe")
-    try:
-        return json.dumps(json.loads(recipe), indent=2, ensure_ascii=False) if recipe else text
-    except (ValueError, RecursionError):
-        return text or recipe
+        own = own_recipe(held.own) if held.own else plain(held.sheet) if held.sheet else None
+        said = own or read(path).to_dict()
+    except ValueError:
+        if not (held.own or held.text or held.sheet):
+            raise
+        return held.text or held.own or held.sheet
+    return json.dumps(said, indent=2, ensure_ascii=False)
 
 
 def about_model(model: Path) -> str:

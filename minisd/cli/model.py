@@ -131,6 +131,6 @@ def load_model(args: argparse.Namespace, say: Callable[[str], None]) -> Any:
             from ..weights.lora import load_loras
 
             load_loras(model, args.loras)
-    if model.config.unet.in_channels > model.config.unet.out_channels:
+    if model.config.unet.in_channels > model.config.unet.out_channels and args.init_img is None:
         say("minisd: note: a model made for inpainting, which is given no picture here: it draws all of it")
     return model

@@ -1,11 +1,11 @@
-"""Noise levels: the table a model was trained on, and the plan of levels one run visits.
+"""Noise levels: the table a model was trained on, and the plan of levels one run visits (chosen in `spacing.py`).
 
 In: a `NoiseConfig` and a number of steps. Out: a `Plan`. Convention everywhere: x = x0 + sigma * noise, and
 alpha_bar = 1 / (1 + sigma ** 2). Levels are float64 on the CPU, so that a step never waits for the device.
-Ho et al. 2020, https://arxiv.org/abs/2006.11239; Karras et al. 2022, https://arxiv.org/abs/2206.00364;
-linspace, leading and trailing: Lin et al. 2023, table 2, https://arxiv.org/abs/2305.08891
+Ho et al. 2020, https://arxiv.org/abs/2006.11239; Karras et al. 2022, https://arxiv.org/abs/2206.00364
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,32 +13,13 @@ import torch
 from torch import Tensor
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, NoiseConfig, check, one_of
+from .spacing import GRIDS, SPACINGS, NoiseTable, Spacing, interpolate
 
 ALPHA_BAR_FLOOR = 2.0**-40  # stands for "no signal left", finite and exact enough
 SIGMA_MAX = (1 / ALPHA_BAR_FLOOR - 1) ** 0.5  # its sigma, about 2 ** 20
+BLIND = 100.0  # above this sigma a picture is lost in its noise: many steps there are lost as well
 
-
-@dataclass(frozen=True, eq=False)
-class NoiseTable:
-    """sigma of every training step; between two steps log(sigma) is linear in t."""
-
-    sigmas: Tensor  # (steps,) float64, rising
-
-    def __len__(self) -> int:
-        return len(self.sigmas)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        """Noise level of times t (any shape), float64."""
-        return interpolate(t, self.index, self.sigmas.log()).exp()
-
-    def t(self, sigma: Tensor) -> Tensor:
-        """The exact inverse of `sigma`, clamped to the table's ends."""
-        return interpolate(sigma.double().log(), self.sigmas.log(), self.index)
-
-    @property
-    def index(self) -> Tensor:
-        """The whole times 0, 1, ... as float64."""
-        return torch.arange(len(self), dtype=torch.float64)
+log = logging.getLogger("minisd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +48,6 @@ class Plan:
             return self.t[own[0, 0]]
         t = self.table.t(sigma)
         return t.round() if self.whole else t
-
-
-Spacing = Callable[[NoiseTable, int], Tensor]  # table, steps -> sigmas (steps,), falling, above 0
 
 
 @dataclass(frozen=True)
@@ -114,6 +92,11 @@ def make_plan(
     check(1 <= steps <= length, f"steps {steps} must be in 1..{length}, the length of the noise table")
     family = family_of(sampler)
     sigmas, t = levels(table, steps, family, schedule, steps_offset)
+    blind = int((sigmas > BLIND).sum())
+    if blind > 1 + steps // 4:
+        why = "this model's table ends in no signal: try trailing or kl_optimal"
+        name = getattr(schedule, "__name__", schedule)
+        log.warning("%d of %d steps of %s see nothing but noise, as %s", blind, steps, name, why)
     last = torch.zeros(())
     ends_on_table = family.table_end if final_table_sigma is None else final_table_sigma
     if family.always or (family.table_end is not None and ends_on_table):
@@ -181,54 +164,7 @@ def scaled_linear(start: float, end: float, steps: int) -> Tensor:
     return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
 
 
-def linspace(length: int, steps: int, extra: int, offset: int) -> Tensor:
-    """Times (steps,) from the table's last down to its first, evenly."""
-    points = max(2, min(steps + extra, length))  # more than `length` would round to one time twice
-    return torch.arange(points, dtype=torch.float64).flip(0)[:steps] * ((length - 1) / (points - 1))
-
-
-def leading(length: int, steps: int, extra: int, offset: int) -> Tensor:
-    """Times (steps,) with a whole stride, counted up from `offset`: the table's last times are never seen."""
-    points = min(steps + extra, length)
-    times = torch.arange(points, dtype=torch.float64).flip(0)[:steps] * (length // points)
-    highest = length - 1 - int(times[0])  # the offset gives way where it would leave the table
-    return times + min(offset, highest)
-
-
-def trailing(length: int, steps: int, extra: int, offset: int) -> Tensor:
-    """Whole times (steps,), evenly down from the table's last."""
-    # length / steps with the rounding of numpy's arange, so that halves fall as in diffusers
-    stride = length - (length - length / steps)
-    return (length - torch.arange(steps, dtype=torch.float64) * stride).round() - 1
-
-
-def lcm(length: int, steps: int, extra: int, offset: int) -> Tensor:
-    """Whole times (steps,) of models distilled to few steps: some of the 50 they were taught, spread evenly.
-
-    999, 759, 499, 259 for 4 of 1000 (arXiv 2310.04378, as diffusers has it); for more than 50 all of as many.
-    """
-    taught = min(max(50, steps), length)
-    times = torch.arange(taught, 0, -1, dtype=torch.float64) * (length // taught) - 1
-    return times[torch.arange(steps) * taught // steps]
-
-
-def karras(table: NoiseTable, steps: int, rho: float = 7.0) -> Tensor:
-    """Sigmas (steps,) over the whole table, evenly spaced in sigma ** (1 / rho) (arXiv 2206.00364, eq. 5)."""
-    low, high = table.sigmas[[0, -1]] ** (1 / rho)
-    return (high + torch.linspace(0, 1, steps, dtype=torch.float64) * (low - high)) ** rho
-
-
-def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
-    """Piecewise linear through (xs, ys), xs rising; constant beyond the ends."""
-    x = x.double().clamp(xs[0], xs[-1])
-    high = torch.searchsorted(xs, x).clamp(1, len(xs) - 1)
-    low = high - 1
-    return ys[low] + (ys[high] - ys[low]) * ((x - xs[low]) / (xs[high] - xs[low]))
-
-
 BETAS = {"linear": linear, "scaled_linear": scaled_linear}
-GRIDS = {"linspace": linspace, "leading": leading, "trailing": trailing, "lcm": lcm}  # which times
-SPACINGS = {"karras": karras}  # which sigmas
 STARTS = {  # std of x at the first level: of its noise alone, or with a latent of unit variance
     "sigma": lambda sigma: sigma,
     "total": lambda sigma: (1 + sigma**2) ** 0.5,

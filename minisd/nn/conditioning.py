@@ -45,13 +45,17 @@ class Prepared:
     """What `UNet.prepare` returns: keys and values in running order, the vector's embedding, the extra channels."""
 
     kv: tuple[KeyValue, ...]
-    vector: Tensor | None = None  # (b, time_dim), added to the time embedding
-    concat: Tensor | None = None
+    vector: Tensor | None  # (b, time_dim), added to the time embedding
+    concat: Tensor | None
+    items: int  # b, which a UNet that takes no text could not tell by its keys
+
+    def __len__(self) -> int:
+        return self.items
 
     def __getitem__(self, index: slice) -> "Prepared":
         kv = tuple((k[index], v[index]) for k, v in self.kv)
         vector, concat = (None if part is None else part[index] for part in (self.vector, self.concat))
-        return Prepared(kv, vector, concat)
+        return Prepared(kv, vector, concat, len(range(self.items)[index]))
 
 
 def join(parts: Sequence[Conditioning]) -> Conditioning:
@@ -69,6 +73,23 @@ def join(parts: Sequence[Conditioning]) -> Conditioning:
         join_optional("vector", [p.vector for p in parts]),
         join_optional("concat", [p.concat for p in parts]),
     )
+
+
+def join_prepared(parts: Sequence[Prepared]) -> Prepared:
+    """The same for what one UNet prepared."""
+    layers = zip(*(part.kv for part in parts), strict=True)
+    return Prepared(
+        tuple(tuple(join_heads(side) for side in zip(*layer, strict=True)) for layer in layers),
+        join_optional("vector", [p.vector for p in parts]),
+        join_optional("concat", [p.concat for p in parts]),
+        sum(map(len, parts)),
+    )
+
+
+def join_heads(parts: Sequence[Tensor]) -> Tensor:
+    """Keys, or values, (b, m, l, d) of one layer."""
+    length = math.lcm(*(part.shape[2] for part in parts))
+    return torch.cat([repeat(part, "b m l d -> b m (k l) d", k=length // part.shape[2]) for part in parts])
 
 
 def join_optional(name: str, parts: list[Tensor | None]) -> Tensor | None:

@@ -125,7 +125,7 @@ class UNet(nn.Module):
         if (self.vector is None) != (cond.vector is None):
             raise ValueError(f"this UNet has vector_dim {self.config.vector_dim}: the conditioning must fit")
         vector = None if self.vector is None else self.vector(cond.vector)
-        return Prepared(kv, vector, cond.concat)
+        return Prepared(kv, vector, cond.concat, len(cond))
 
     def transformers(self) -> Iterator[SpatialTransformer]:
         """Every SpatialTransformer in running order, the order of `Prepared.kv`."""

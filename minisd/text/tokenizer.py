@@ -7,14 +7,15 @@ Sennrich et al. 2016 (BPE), https://arxiv.org/abs/1508.07909
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..config import TextConfig, check
+
+if TYPE_CHECKING:
+    from torch import Tensor  # the command line explains a prompt without it
 
 FILES = ("vocab.json", "merges.txt")
 JOINED = "tokenizer.json"  # both in one, as transformers 5 writes them
@@ -86,6 +87,24 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def literal(text: str) -> str:
+    """Text that holds nothing but itself: special tokens typed by hand, and halves of letters, are made harmless."""
+    text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates become question marks
+    for token in SPECIAL:
+        text = text.replace(token, token.replace("|", " | "))
+    return text
+
+
+def segments(text: str, words: Iterable[str]) -> Iterator[tuple[str, str | None]]:
+    """Text cut where one of the words stands, the first that fits: each piece, and the word that it is."""
+    words, done = list(words), 0
+    for match in re.finditer("|".join(map(whole, words)), text, re.IGNORECASE) if words else ():
+        yield text[done : match.start()], None
+        yield match[0], words[match.lastindex - 1]
+        done = match.end()
+    yield text[done:], None
+
+
 def whole(word: str) -> str:
     """A pattern of a word that is not a part of a longer one."""
     before, after = (
@@ -117,19 +136,23 @@ class Tokenizer:
 
     def content(self, text: str) -> list[int]:
         """The ids of a text without BOS, EOS and padding. Special tokens typed by hand stay plain text."""
-        text = text.encode("utf-8", "replace").decode("utf-8")  # lone surrogates become question marks
-        for token in SPECIAL:
-            text = text.replace(token, token.replace("|", " | "))
-        ids, done = [], 0
-        for match in re.finditer("|".join(map(whole, self.triggers)), text, re.IGNORECASE) if self.triggers else ():
-            trigger = list(self.triggers.values())[match.lastindex - 1]
-            ids += self.plain(text[done : match.start()]) + trigger
-            done = match.end()
-        return ids + self.plain(text[done:])
+        found = []
+        for piece, word in segments(literal(text), self.triggers):
+            found += self.plain(piece) if word is None else self.triggers[word]
+        return found
 
     def plain(self, text: str) -> list[int]:
         """The ids of a text without trigger words."""
         return self.bpe(text, add_special_tokens=False)["input_ids"]
+
+    def placed(self, text: str) -> Iterator[tuple[int, int, int, bool]]:
+        """The same ids, each with the first and the last letter it stands for, and whether a word ends with it."""
+        found = self.bpe(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids = found["input_ids"]
+        for id, piece, (start, end) in zip(
+            ids, self.bpe.convert_ids_to_tokens(ids), found["offset_mapping"], strict=True
+        ):
+            yield id, start, end, piece.endswith("</w>")
 
     def check_trigger(self, word: str) -> None:
         """Refuse a trigger word that cannot be told from other words.
@@ -172,6 +195,8 @@ class Tokenizer:
         ids = [c.bos_id, *content[: self.room], c.eos_id]
         return ids + [c.pad_id] * (c.max_length - len(ids))
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
+    def __call__(self, texts: Sequence[str]) -> "Tensor":
         """ids (b, max_length) int64."""
+        import torch
+
         return torch.tensor([self.frame(self.content(text)) for text in texts])

@@ -80,6 +80,6 @@ def summary(log: Path) -> dict[str, Any]:
 
 
 def mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of every figure over some rows of a log; `step` is the last one's."""
-    keys = [k for k in rows[0] if k not in ("step", "lr", "images")]
+    """The mean of every figure that all of some rows of a log have; `step` is the last one's."""
+    keys = [k for k in rows[0] if k not in ("step", "lr", "images") and all(k in row for row in rows)]
     return {"step": int(rows[-1]["step"])} | {k: float(f"{sum(row[k] for row in rows) / len(rows):.4g}") for k in keys}

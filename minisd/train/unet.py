@@ -25,7 +25,7 @@ from ..nn.clip import CLIPText
 from ..nn.conditioning import Conditioning
 from ..nn.unet import UNet
 from ..nn.vae import VAE
-from ..runtime import ImageNoise
+from ..noise import ImageNoise
 from ..text.tokenizer import Tokenizer
 from ..world.captions import captions as phrasings
 from .data import captions, pictures, scenes

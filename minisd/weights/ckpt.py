@@ -1,6 +1,7 @@
 """torch's .ckpt files (zip, torch >= 1.6), tensors only: no code in a file can run.
 
-In: a path. Out: {name: Tensor}, views of the mapped file, which is never copied (it must not be cut while in use).
+In: the mapped file. Out: its tensors' places, checked (`parse`); tensors of these places (`tensors`), views of the
+file, which is never copied and must not be cut while in use. `tensors.py` is the door to both kinds of files.
 
 A .ckpt is a zip archive of stored records: data.pkl, the program of a pickle (see unpickle.py), and one record of
 numbers per storage. Whatever the file says is checked here before a tensor is made of it.
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ MAX_RECORDS = MAX_TENSORS = 50_000
 MAX_DIRECTORY = MAX_PICKLE = 1 << 25  # bytes
 MAX_NUMBER = 1 << 48  # of elements, dimensions, strides
 MAX_DIMS = 16
+OWN_MAP = 1 << 20  # bytes; from this size on a storage is mapped by itself
 MAX_VIEWS = 4  # all tensors together over the file's size: tied weights pass, one storage under 1,000 names does not
 
 
@@ -47,19 +50,6 @@ class Entry:
     start: int
     count: int
     offset: int = 0
-
-
-def read_ckpt(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .ckpt, .pt, .pth or .bin file in torch's zip format.
-
-    A `state_dict` is unwrapped; of other dicts inside a dict, the tensors are named outer.inner.
-
-    Raises:
-        BadFile: it is none, it is damaged, or holds something else than dense tensors.
-    """
-    with reading(path):
-        data = mapped(path)
-        return tensors(data, parse(data)[0])
 
 
 @contextmanager
@@ -89,31 +79,44 @@ def mapped(path: str | Path, access: int = mmap.ACCESS_COPY) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=access)
 
 
-def tensors(data: mmap.mmap, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
+def tensors(path: str | Path, data: mmap.mmap, entries: Mapping[str, Entry]) -> dict[str, Tensor]:
     """Checked entries -> tensors; those of one storage share it, as they did when they were saved."""
     flats: dict[tuple[int, torch.dtype], Tensor] = {}
     found = {}
-    for name, e in entries.items():
-        key = (e.start, e.dtype)
-        if prod(e.shape) == 0:
-            found[name] = torch.empty_strided(e.shape, e.stride, dtype=e.dtype)
-            continue
-        if key not in flats:
-            flats[key] = flat(data, e)
-        found[name] = flats[key].as_strided(e.shape, e.stride, e.offset)
+    with open(path, "rb") as file:
+        for name, e in entries.items():
+            key = (e.start, e.dtype)
+            if prod(e.shape) == 0:
+                found[name] = torch.empty_strided(e.shape, e.stride, dtype=e.dtype)
+                continue
+            if key not in flats:
+                flats[key] = flat(file, data, e)
+            found[name] = flats[key].as_strided(e.shape, e.stride, e.offset)
     return found
 
 
-def flat(data: mmap.mmap, e: Entry) -> Tensor:
-    """The elements at e.start, in place; copied only where they do not lie on a multiple of their size."""
+def flat(file: BinaryIO, data: mmap.mmap, e: Entry) -> Tensor:
+    """The elements at e.start, in place; copied only where they do not lie on a multiple of their size.
+
+    A large one is mapped by itself: its memory goes back as soon as it has been cast or moved, and a model that is
+    loaded never holds the whole file beside its own weights.
+    """
     size = e.dtype.itemsize
     if e.start % size:
         return torch.frombuffer(bytearray(data[e.start : e.start + e.count * size]), dtype=e.dtype)
-    return torch.frombuffer(data, dtype=e.dtype, count=e.count, offset=e.start)
+    begin = 0
+    if e.count * size >= OWN_MAP:
+        begin = e.start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        length = e.start - begin + e.count * size
+        data = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
+    return torch.frombuffer(data, dtype=e.dtype, count=e.count, offset=e.start - begin)
 
 
 def parse(data: mmap.mmap) -> tuple[dict[str, Entry], dict[str, str]]:
-    """The bytes of a .ckpt -> its tensors' places, and the words and numbers that stand beside them."""
+    """The bytes of a .ckpt -> its tensors' places, and the words and numbers that stand beside them.
+
+    A `state_dict` is unwrapped; of other dicts inside a dict, the tensors are named outer.inner.
+    """
     found = records(data)
     pickles = [name for name in found if name.rpartition("/")[2] == "data.pkl"]
     check(len(pickles) == 1, f"a zip archive with {len(pickles) or 'no'} data.pkl, which is not a torch checkpoint")

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..config import Config, TextConfig, UNetConfig, VAEConfig, build, check, shown
 from ..text.tokenizer import read_vocabulary
 from .detect import FAMILIES, fit
-from .find import is_diffusers  # noqa: F401  (handed on)
+from .find import TOKENIZERS, is_diffusers  # noqa: F401  (handed on)
 from .folder import modules
 from .foreign import Fields, default_settings, noise_config
 from .keys import text_keys, unet_keys, vae_keys
@@ -244,7 +244,6 @@ def inside(folder: Path, name: str) -> Path:
 
 
 TOWERS = ("text_encoder", "text_encoder_2")
-TOKENIZERS = ("tokenizer", "tokenizer_2")
 STEM = r"(?:model|diffusion_pytorch_model|pytorch_model)"
 WEIGHTS = re.compile(  # one file, or an index of shards: they put the variant in two places
     rf"{STEM}(?:\.([\w-]+))?\.(?:safetensors|bin)|{STEM}\.(?:safetensors|bin)\.index(?:\.([\w-]+))?\.json"

@@ -13,6 +13,7 @@ from pathlib import Path
 from ..config import PREDICTION_NAMES, Config, check, one_of
 
 WEIGHTS = "model.safetensors"
+TOKENIZERS = ("tokenizer", "tokenizer_2")  # folders inside, of minisd's own and of diffusers'
 BUNDLED = Path(__file__).parent.parent / "models" / "mini"
 MAX_HEADER = 1 << 23  # bytes; SDXL's has 300 kB, and as Python's objects a header is a hundred times as large
 MAX_INDEX = 1_000_000

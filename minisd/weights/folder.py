@@ -22,7 +22,7 @@ from ..nn.vae import VAE
 from ..pipeline import Model
 from ..runtime import Runtime, pick
 from ..text.tokenizer import Tokenizer
-from .find import BUNDLED, WEIGHTS, find, read_config, recorded_hash, sha256  # noqa: F401  (handed on)
+from .find import BUNDLED, TOKENIZERS, WEIGHTS, find, read_config, recorded_hash, sha256  # noqa: F401  (handed on)
 from .tensors import read_tensors
 
 
@@ -100,6 +100,3 @@ def save(folder: Path, config: Config, tensors: dict[str, Tensor], made: dict[st
     index = {"sha256": {str(p.relative_to(folder)): sha256(p) for p in files}, "made": made}
     with atomic(folder / "index.json") as path:
         path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-TOKENIZERS = ("tokenizer", "tokenizer_2")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, Defaults, NoiseConfig, build, check, one_of, shown
+from ..config import SAMPLER_NAMES, Defaults, NoiseConfig, build, check, one_of, shown
 
 MAX_BYTES = 1_000_000
 REQUIRED = object()
@@ -127,7 +127,7 @@ def default_settings(f: Fields, index: Fields, size: int | list, factor: int, pa
         "cfg_scale": 5.0 if pair and "Inpaint" not in index.take("_class_name", str, "") else 7.5,
         "sampler": sampler_of(f, notes),
         "schedule": spacing_of(f),
-        "sigma_schedule": sigma_schedule_of(f, notes),
+        "sigma_schedule": sigma_schedule_of(f),
         "steps_offset": offset if pair else 1,  # diffusers' pipeline of one tower sets it so, whatever is there
         "final_table_sigma": None if to_zero is None else not to_zero,
         "zero_negative": pair and index.take("force_zeros_for_empty_prompt", bool, True),
@@ -164,13 +164,11 @@ def spacing_of(f: Fields) -> str | None:
     return spacing
 
 
-def sigma_schedule_of(f: Fields, notes: list[str]) -> str | None:
+def sigma_schedule_of(f: Fields) -> str | None:
     """Our name of the folder's levels, for the samplers that can be told them; None: they follow the spacing."""
     for field, name in SPACINGS_OF.items():
         if f.take(field, (bool, type(None)), False):
-            if name in SCHEDULE_NAMES:
-                return name
-            notes.append(f"{f.where}: {field} is not supported: the plain spacing is taken")
+            return name
     return None
 
 

@@ -43,7 +43,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     with reading(path):
         data = mapped(path)
-        return ckpt.tensors(data, parse(data).tensors)
+        return ckpt.tensors(path, data, parse(data).tensors)
 
 
 def read_header(path: str | Path) -> Header:
