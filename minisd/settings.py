@@ -167,12 +167,17 @@ def own_schedule(defaults: Defaults, sampler: str | Callable) -> str:
     the folder itself names: SD 1.x folders are drawn by leading with plms and ddim, by linspace with dpmpp_2m.
     lcm and tcd have levels of their own, whatever a folder says.
     """
-    known = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
+    known = known_name(sampler)
     if known in OWN_GRID:
         return OWN_GRID[known]
     if defaults.sigma_schedule is not None and known not in GRID_ONLY:
         return defaults.sigma_schedule
     return defaults.schedule or GRID_ONLY.get(known, "linspace")
+
+
+def known_name(sampler: str | Callable) -> str:
+    """A sampler's name; a function of the user's own that bears a known one is treated as that."""
+    return sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
 
 
 def variation(given: dict[str, Any]) -> int | None:
