@@ -158,3 +158,22 @@ def single_steps(sampler: str, plan: Plan, kind: str, eta: float = 1.0) -> Tenso
         there = run(scheduler, start=x / away, told=lambda t, levels=levels: plan.time(levels[int(t)]))
         x = there * home + (float(up) * noise() if up > 0 else 0.0)
     return final(x, plan)
+
+
+def three_estimates(plan: Plan, kind: str) -> tuple[Tensor, Tensor]:
+    """dpmpp_3m_sde without noise at the plan's last level above 0: ours, and by the predictor of diffusers' UniPC-3.
+
+    That one solves a linear system for the weights of its third order. Its first two steps differ: they are ours.
+    """
+    n = len(plan.t)
+    steps = list(SAMPLERS["dpmpp_3m_sde"](denoiser(network, plan, kind), LATENTS * plan.start, plan, eta=0.0))
+    told = {"prediction_type": KINDS[kind], "solver_order": 3, "lower_order_final": False}
+    scheduler = diffusers.UniPCMultistepScheduler(**told, disable_corrector=[*range(n)])
+    scheduler.set_timesteps(n)
+    scheduler.sigmas, scheduler.lower_order_nums, scheduler._step_index = plan.sigmas, 2, 2
+    scheduler.model_outputs = [steps[0].denoised, *(step.denoised for step in steps[:2])]  # the first is pushed out
+    scale = (1 + plan.sigmas**2).rsqrt().tolist()
+    x = steps[1].x * scale[2]
+    for i in range(2, n - 1):
+        x = scheduler.step(network(x, plan.t[i].float().expand(len(x))), i, x).prev_sample
+    return steps[n - 2].x * scale[n - 1], x

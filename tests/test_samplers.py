@@ -46,7 +46,7 @@ OWN = 1e-5  # against diffusers as it is, float32 tables and all: 2.4e-6 measure
 COARSE = 3e-4  # its t of a sigma of FLAGS or a level midway is from float32 logarithms: 1e-3 of a step off
 ON_TABLE = 2e-5  # against diffusers' arithmetic on our float64 table: 1.2e-5 measured, of dpm2_a, exponential
 # From "no signal" the first do not look twice; diffusers' euler works in float32, which is held to ddim's below.
-APART = ("heun", "dpm2", "dpm2_a", "plms", "euler", "euler_a", *EXACT)
+APART = ("heun", "dpm2", "dpm2_a", "plms", "euler", "euler_a", "dpmpp_3m_sde", *EXACT)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
