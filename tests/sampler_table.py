@@ -32,8 +32,6 @@ CONTRADICTIONS = {  # (sampler, schedule, n): the reason why diffusers contradic
     **{(sampler, "trailing", 7): ONE_X_TWO_LEVELS for sampler in ("ddim", "plms")},
     **{("dpm2_a", "karras", n): TWO_TIMES for n in STEPS},
 }
-# The last of these levels fall so steeply that the solver's second differences swing: choose another schedule.
-STEEP = {("dpmpp_3m_sde", "normal"), ("dpmpp_3m_sde", "ddim_uniform")}
 PLMS_V = ("plms", "v")  # mixes v of several levels as if of one: see test_plms.py
 
 
