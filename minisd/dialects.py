@@ -1,8 +1,8 @@
 """What the fields of a `parameters` text mean, by the tool that wrote it: AUTOMATIC1111, stable-diffusion.cpp, minisd.
 
 In: a text. Out: a `Reading`: options for `generate`, what of the text is not honoured, and why the picture may differ.
-AUTOMATIC1111's own defaults are read from its sources (modules/sd_samplers_kdiffusion.py, modules/sd_schedulers.py),
-the names of the other from https://github.com/leejet/stable-diffusion.cpp (examples/common/common.cpp).
+AUTOMATIC1111's names and defaults stand in its modules/sd_samplers_kdiffusion.py and modules/sd_schedulers.py, those of
+the other in https://github.com/leejet/stable-diffusion.cpp (examples/common/common.cpp); no file of either was tried.
 """
 
 import math
