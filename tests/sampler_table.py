@@ -9,7 +9,7 @@ import diffusers
 import torch
 from gaussian import bare_plan, misses
 from oracles import deviation
-from runs import KINDS, on_levels, on_table, ours, run, single_steps, three_estimates
+from sampler_runs import KINDS, on_levels, on_table, ours, run, single_steps, three_estimates
 from test_schedule import CELLS, SCHEDULERS, TABLE, theirs
 from torch import Tensor
 

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import torch
 from oracles import deviation
-from runs import LATENTS, network, ours
+from sampler_runs import LATENTS, network, ours
 from test_samplers import OWN
 from test_schedule import SD, TABLE
 from torch import Tensor

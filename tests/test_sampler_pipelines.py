@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_dpmsolver_sde
 from oracles import deviation
-from runs import KINDS
+from sampler_runs import KINDS
 from test_folders import BETAS, PROMPTS, TOL, Case, case, latents  # noqa: F401  (case is a fixture)
 from test_from_config import CLASSES
 from torch import Tensor

@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 from oracles import deviation
-from runs import KINDS, LATENTS, draws, network, on_levels, on_table, ours, run, single_steps
+from sampler_runs import KINDS, LATENTS, draws, network, on_levels, on_table, ours, run, single_steps
 from sampler_table import (
     CONTRADICTIONS,
     EXACT,
