@@ -1,6 +1,6 @@
 """Whole runs of every sampler: against diffusers' schedulers, on the meta device, step by step.
 
-How the runs are made stands in runs.py, the table of all cells in sampler_table.py, what is known exactly in
+How the runs are made stands in sampler_runs.py, the table of all cells in sampler_table.py, what is known exactly in
 test_samplers_exact.py.
 """
 
