@@ -32,8 +32,6 @@ CONTRADICTIONS = {  # (sampler, schedule, n): the reason why diffusers contradic
     **{(sampler, "trailing", 7): ONE_X_TWO_LEVELS for sampler in ("ddim", "plms")},
     **{("dpm2_a", "karras", n): TWO_TIMES for n in STEPS},
 }
-# The last of these levels fall so steeply that the solver's second differences swing: choose another schedule.
-STEEP = {("dpmpp_3m_sde", "normal"), ("dpmpp_3m_sde", "ddim_uniform")}
 PLMS_V = ("plms", "v")  # mixes v of several levels as if of one: see test_plms.py
 
 
@@ -155,10 +153,10 @@ Worst relative difference (largest difference / largest value of the final laten
 over the same levels, told the same times, with the same noise, on a small network that is not linear; eps with 5 and v
 with 9 steps (`deis` 8 and 17). `restart`: how far mean and standard deviation of the result are from the exact ones of
 a Gaussian at the last of 100 levels above 0, in standard deviations; that is its discretisation error.
-`dpmpp_3m_sde`: eta 0, from the third step on, as diffusers has no right third order with noise; with noise it is held
-to the Gaussian. Orders of convergence, mean and spread of all: `tests/test_samplers_exact.py`. `dpmpp_2s_a`: each step
-down by the class, the noise on the way up by DDIM's formula. `tcd`: eta 0 here, 0.3 below. `plms`: eps alone, diffusers
-adds the v of several levels.
+`dpmpp_3m_sde`: eta 0, no guard, from the third step on, as diffusers has no right third order with noise; with noise
+it is held to the Gaussian. Orders of convergence, mean and spread of all: `tests/test_samplers_exact.py`. `dpmpp_2s_a`:
+each step down by the class, the noise on the way up by DDIM's formula. `tcd`: eta 0 here, 0.3 below. `plms`: eps alone,
+diffusers adds the v of several levels.
 
 {solver}
 
