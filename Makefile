@@ -5,11 +5,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROMPT ?= a large red circle to the left of a small blue square on a white background
+SEED ?= 2
 export PROMPT
 
 .PHONY: image test lint bench parity fuzz evaluate train clean
-image: .venv/ready            ## draw PROMPT with the bundled model and print the picture's path
-	@$(BIN)/minisd generate "$$PROMPT"
+image: .venv/ready            ## draw PROMPT with the bundled model and print the picture's path (SEED=-1: another each time)
+	@$(BIN)/minisd generate "$$PROMPT" --seed $(SEED)
 
 test: .venv/ready-dev lint    ## ruff and all tests, parity with diffusers and transformers included
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -235,7 +235,7 @@ CHOICES = {
     "schedule": settings.SCHEDULE_NAMES,
     "emphasis": settings.EMPHASIS_NAMES,
     "long_prompt": settings.LONG_PROMPT_NAMES,
-    "start_scale": ("sigma", "total"),
+    "start_scale": settings.START_NAMES,
 }
 AUTOMATIC = {  # the schedule that samplers of AUTOMATIC1111 have of their own; the others: linspace
     **dict.fromkeys(("dpmpp_2m", "dpmpp_sde", "dpmpp_2s_a", "dpm2", "dpm2_a", "restart"), "karras"),

@@ -22,7 +22,7 @@ from .guards import encode
 from .image import to_tensor
 from .nn.vae import VAE
 from .picture import as_mask, as_rgb, describe, fit, known, own_size
-from .settings import Options, Settings, resolve
+from .settings import HIRES, Options, Settings, resolve
 
 log = logging.getLogger("minisd")
 
@@ -83,7 +83,9 @@ def settle(config: Config, image: Picture, mask: Picture, options: Options) -> S
     Raises:
         ValueError: as `resolve`, and for an option that plays no part.
     """
-    for option, what, given in (("strength", "an image", image), ("mask_blur", "a mask", mask)):
+    needs = [("strength", "an image", image), ("mask_blur", "a mask", mask)]
+    needs += [(option, "hires", options.get("hires")) for option in HIRES if option != "hires"]
+    for option, what, given in needs:
         check(given is not None or options.get(option) is None, f"{option} means nothing without {what}")
     both = mask is not None and options.get("hires") is not None
     check(not both, "hires draws all of the picture over: it does not go with a mask")
@@ -93,10 +95,9 @@ def settle(config: Config, image: Picture, mask: Picture, options: Options) -> S
     if isinstance(image, Image) and "outpaint" in known(image) and options.get("strength") is None:
         own["strength"] = 1.0  # what is new has nothing to start from
     settings = resolve(config, **{**options, **own})
-    if image is not None and settings.strength > 0 and int(settings.steps * settings.strength) == 0:
-        log.info(
-            "strength %g of %d steps runs none: the picture is only read and decoded", settings.strength, settings.steps
-        )
+    steps, strength = settings.steps, settings.strength
+    if image is not None and strength > 0 and int(steps * strength) == 0:
+        log.info("strength %g of %d steps runs none: the picture is only encoded and decoded", strength, steps)
     return settings
 
 

@@ -29,7 +29,7 @@ from .nn.unet import UNet
 from .nn.vae import VAE
 from .noise import Brownian, ImageNoise, toward
 from .runtime import Runtime
-from .settings import EDITED, MAX_SEED, SDE_SAMPLERS, Options, Settings, resolve
+from .settings import EDITED, MAX_SEED, SDE_SAMPLERS, Options, Settings, known_name, resolve
 from .text.editing import Told, timeline
 from .text.encode import encode
 from .text.tokenizer import Tokenizer
@@ -233,7 +233,7 @@ class Job:
         noise = ImageNoise(self.seeds[batch], self.shape, model.runtime.device)
         x = self.start(batch, noise)
         options = {} if s.eta is None else {"eta": s.eta}
-        noise = Brownian(noise) if s.sampler in SDE_SAMPLERS else noise
+        noise = Brownian(noise) if known_name(s.sampler) in SDE_SAMPLERS else noise
         yield from get_sampler(s.sampler)(self.denoise(batch), x, self.plan, noise=noise, **options)
 
     def denoise(self, batch: slice) -> Denoise:
@@ -294,7 +294,7 @@ class Job:
         factor = self.model.config.vae.factor
         settings = second_run(self.settings, factor)
         start = enlarge(small, settings.width, settings.height, factor)
-        negatives = None if self.zero_negative else self.negatives
+        negatives = None if self.negatives[0] is None else self.negatives
         return Job(self.model, self.prompts, negatives, settings, start, None, None)
 
     def recipe(self, i: int) -> dict[str, Any]:

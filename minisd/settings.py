@@ -151,8 +151,6 @@ def resolve(config: Config, **options: Unpack[Options]) -> Settings:
     one_of("hires_upscale", settings.hires_upscale, UPSCALE_NAMES)
     largest = max(settings.width, settings.height) * (settings.hires or 1)
     check(largest <= MAX_SIDE, f"hires {settings.hires} makes a side of {largest:.0f} pixels: {MAX_SIDE} are the most")
-    idle = [key for key in HIRES[1:] if key in given]
-    check(settings.hires is not None or not idle, f"{', '.join(idle)} means nothing without hires")
     if settings.eta is not None and settings.sampler not in ETA_SAMPLERS and not callable(settings.sampler):
         raise ValueError(f"eta means nothing to the sampler {settings.sampler}: it is for {', '.join(ETA_SAMPLERS)}")
     for key, last in settings.seeds(settings.num_images - 1).items():
@@ -169,12 +167,17 @@ def own_schedule(defaults: Defaults, sampler: str | Callable) -> str:
     the folder itself names: SD 1.x folders are drawn by leading with plms and ddim, by linspace with dpmpp_2m.
     lcm and tcd have levels of their own, whatever a folder says.
     """
-    known = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
+    known = known_name(sampler)
     if known in OWN_GRID:
         return OWN_GRID[known]
     if defaults.sigma_schedule is not None and known not in GRID_ONLY:
         return defaults.sigma_schedule
     return defaults.schedule or GRID_ONLY.get(known, "linspace")
+
+
+def known_name(sampler: str | Callable) -> str:
+    """A sampler's name; a function of the user's own that bears a known one is treated as that."""
+    return sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "")
 
 
 def variation(given: dict[str, Any]) -> int | None:

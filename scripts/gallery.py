@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 FOLDER = Path("docs/images")
+SEED = "2"
 PROMPTS = {
     "first": "a large red circle to the left of a small blue square on a white background",
     "heart": "a large pink heart on a cyan background",
@@ -26,9 +27,9 @@ def main() -> None:
     print("| picture | command |\n|---|---|")
     for name, prompt in PROMPTS.items():
         path = FOLDER / f"{name}.png"
-        command = ["generate", prompt, "--seed", "0", "-o", str(path), "--overwrite", "-q"]
+        command = ["generate", prompt, "--seed", SEED, "-o", str(path), "--overwrite", "-q"]
         subprocess.run([sys.executable, "-m", "minisd", *command], check=True, capture_output=True)
-        print(f'| <img src="{path}" width="128"> | `minisd generate "{prompt}" --seed 0` |')
+        print(f'| <img src="{path}" width="128"> | `minisd generate "{prompt}" --seed {SEED}` |')
 
 
 if __name__ == "__main__":

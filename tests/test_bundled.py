@@ -58,9 +58,9 @@ def test_fp32_on_a_cpu(model: Model) -> None:
 
 
 def test_the_readmes_picture_is_right(model: Model) -> None:
-    """Seed 0 is the picture of the README; of eight seeds most are right."""
-    verdicts = [judge(read(picture), SCENE)["all"] for picture in minisd.generate(model, PROMPT, seed=0, num_images=8)]
-    assert verdicts[0] and sum(verdicts) >= 5, verdicts
+    """Seed 2 is the picture of the README; of eight seeds most are right."""
+    verdicts = [judge(read(picture), SCENE)["all"] for picture in minisd.generate(model, PROMPT, seed=2, num_images=8)]
+    assert verdicts[0] and sum(verdicts) >= 6, verdicts
 
 
 @pytest.mark.parametrize("category", ["one object", "two objects", "held-out pair"])
@@ -73,9 +73,9 @@ def test_fidelity_has_not_fallen(model: Model, category: str) -> None:
 
 
 FLOORS = {
-    "one object": {"background": 23, "size": 22, "colour": 22, "count": 21, "shape": 19, "all": 19},
-    "two objects": {"background": 23, "size": 20, "colour": 20, "relation": 20, "count": 18, "all": 13},
-    "held-out pair": {"background": 23, "size": 22, "colour": 22, "count": 20, "shape": 16, "all": 15},
+    "one object": {"background": 23, "size": 22, "colour": 22, "count": 21, "shape": 21, "all": 20},
+    "two objects": {"background": 23, "size": 21, "colour": 21, "relation": 21, "count": 19, "all": 16},
+    "held-out pair": {"background": 23, "size": 22, "colour": 22, "count": 21, "shape": 20, "all": 19},
 }
 
 

@@ -23,6 +23,7 @@ from minisd.diffusion.schedule import Plan, make_plan
 from minisd.image import to_tensor
 from minisd.nn.conditioning import Prepared
 from minisd.pipeline import Model
+from minisd.settings import own_schedule
 from minisd.text.editing import Parts, stages, timeline
 
 BATCHED = 1e-5  # the same sums in another batch size, over a whole run
@@ -86,6 +87,7 @@ def said(prompt: str, steps: int = 10) -> list[tuple[int, str]]:
         (r"[a\|b|c]", [(i, (r"a\|b", "c")[i % 2]) for i in range(10)]),
         ("a [unbalanced", [(0, "a [unbalanced")]),
         ("a [b:(c:3] d", [(0, "a [b:(c:3] d")]),
+        ("[a:(b] c):3]", [(0, "[a:(b] c):3]")]),  # the two kinds of bracket cross
         ("((a][:b:c [d:3]", [(0, "((a][:b:c "), (3, "((a][:b:c d")]),
         ("a [{b|d{:.5] c", [(0, "a  c"), (5, "a {b|d{ c")]),
         ("a\\", [(0, "a\\")]),
@@ -253,8 +255,9 @@ def heard(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[s
     calls, true = [], model.unet.forward
 
     def forward(x: Tensor, t: Tensor, cond: Prepared) -> Tensor:
-        keys = {text: model.unet.prepare(model.encode([text])).kv[0][0][0] for text in texts}
-        calls.append([next((s for s, k in keys.items() if k.equal(item)), "?") for item in cond.kv[0][0]])
+        told = [(text, way) for text in texts for way in ("a1111", "off")]
+        keys = [(text, model.unet.prepare(model.encode([text], emphasis=way)).kv[0][0][0]) for text, way in told]
+        calls.append([next((text for text, key in keys if key.equal(item)), "?") for item in cond.kv[0][0]])
         return true(x, t, cond)
 
     texts = ["", "red", "blue", "star", "[red:blue:2]", "red AND blue"]
@@ -288,7 +291,8 @@ def test_the_prompt_follows_sigma(model: Model, heard: list, sampler: str) -> No
     levels: list[float] = []
     z = latent(model, "[red:blue:3]", negative_prompt="[star|]", steps=6, sampler=watched(sampler, levels))
     defaults = model.config.defaults
-    plan = make_plan(model.table, 6, sampler, defaults.schedule, defaults.steps_offset, defaults.final_table_sigma)
+    schedule = own_schedule(defaults, sampler)
+    plan = make_plan(model.table, 6, sampler, schedule, defaults.steps_offset, defaults.final_table_sigma)
     assert [call[0] for call in heard] == expected(plan, levels, "red red red blue blue blue")
     negatives = expected(plan, levels, "star - star - star -")
     assert [call[1] or "-" for call in heard] == negatives

@@ -165,8 +165,10 @@ def test_strength_one_is_text_to_image(model: Model, picture: Image.Image, sampl
     assert torch.equal(latent(model, image=picture, strength=1.0, **options), latent(model, **options))
 
 
+# lcm and tcd do not take an estimate as it is: at low noise they mix x into it (their boundary condition), and tcd ends
+# with noise of its own.
 @pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
-@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLER_NAMES if name not in ("lcm", "tcd")])
 def test_every_end_of_a_run_leads_to_the_picture(sampler: str, schedule: str) -> None:
     """Told by an exact denoiser of one picture, a run ends in it, and in so much noise as its last level: from any
     level of any schedule, by any sampler, whatever it does to the noise on the way."""

@@ -89,6 +89,12 @@ def test_chunks_end_where_automatic1111_ends_them(text: str, expected: list[int]
     assert "".join(cut(text)) == text
 
 
+def test_a_comma_that_begins_a_chunk_does_not_end_it() -> None:
+    """In rows as short as the backtracking, which AUTOMATIC1111 has none of."""
+    assert [len(part) for part in cut("x" * 14 + "," + "x" * 20, room=14)] == [14, 14, 7]
+    assert [len(part) for part in cut("x" * 4 + "," + "x" * 20, room=14)] == [5, 14, 6]
+
+
 @given(st.text("xx,,.123", max_size=120), st.integers(3, 30))
 def test_chunks_put_together_are_the_prompt(text: str, room: int) -> None:
     blocks, moved = chunk(units(text), room)

@@ -298,7 +298,7 @@ def test_torchrun_shares_a_file_of_prompts(draw, tiny_model: Path, prompt_file: 
     batch = ["--from-file", prompt_file, "-N", "3"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
     argv = [*torchrun, *DRAW[2:], *batch, "--outdir", "shared", "--model", str(tiny_model)]
-    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     alone = draw(*batch, "--outdir", "alone")
     assert sorted(Path(line).name for line in done.stdout.splitlines()) == [path.name for path in alone]

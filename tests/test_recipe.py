@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from minisd import recipe
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, Config
-from minisd.dialects import CHOICES, name_of, of_text
+from minisd.dialects import name_of, of_text
 from minisd.image import save
-from minisd.infotext import MAX_TEXT, SAMPLER_LABELS, SCHEDULE_LABELS, Infotext, parse, recipe_text, write
+from minisd.infotext import MAX_TEXT, SCHEDULE_LABELS, Infotext, parse, recipe_text, write
 from minisd.settings import EMPHASIS_NAMES, Options, resolve
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -135,23 +135,10 @@ SDCPP: {"prompt": {"positive": "a lovely cat, Seed: 9"}, "seed": 42}"""
 GPU = "its noise was drawn on a GPU: the same seed gives other noise here, and so another picture"
 
 
-@pytest.fixture
-def whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every option and name that the texts below speak of."""
-    options = ("emphasis", "hires", "hires_steps", "hires_strength", "hires_upscale", "strength", "mask_blur")
-    for option in (*options, "variation_seed", "variation_strength", "start_scale"):
-        monkeypatch.setitem(Options.__annotations__, option, object)
-    names = {"emphasis": ("a1111", "no-norm", "off"), "long_prompt": ("chunk",), "schedule": ("exponential",)}
-    for option, more in (names | {"sampler": ("dpmpp_2m_sde",)}).items():
-        monkeypatch.setitem(CHOICES, option, (*CHOICES[option], *more))
-    monkeypatch.setitem(SAMPLER_LABELS, "dpmpp_2m_sde", "DPM++ 2M SDE")
-    monkeypatch.setitem(SCHEDULE_LABELS, "exponential", "Exponential")
-
-
 WAYS = {"long_prompt": "chunk", "start_scale": "sigma"}
 
 
-def test_an_older_text_of_automatic1111(whole: None) -> None:
+def test_an_older_text_of_automatic1111() -> None:
     found = of_text(A1111, SD1)
     assert found.prompt == "masterpiece, (red hair:1.2), a castle \non a hill"
     assert found.negative_prompt == "lowres, bad anatomy\ntext"
@@ -163,7 +150,7 @@ def test_an_older_text_of_automatic1111(whole: None) -> None:
     assert found.notes == (GPU,) and found.source == "AUTOMATIC1111"
 
 
-def test_a_newer_text_of_automatic1111_with_two_runs(whole: None) -> None:
+def test_a_newer_text_of_automatic1111_with_two_runs() -> None:
     found = of_text(A1111_NEW, SD1)
     wanted = {"steps": 20, "cfg_scale": 7.0, "seed": 965400086, "width": 1024, "height": 1024, "clip_skip": 2}
     wanted |= {"sampler": "dpmpp_2m_sde", "schedule": "exponential", "emphasis": "no-norm", **WAYS}
@@ -175,7 +162,7 @@ def test_a_newer_text_of_automatic1111_with_two_runs(whole: None) -> None:
     assert (found.ignored, found.notes) == (("VAE",), ())
 
 
-def test_a_text_of_image_to_image_says_what_is_missing(whole: None) -> None:
+def test_a_text_of_image_to_image_says_what_is_missing() -> None:
     found = of_text(IMG2IMG, SD1)
     assert found.options["strength"] == 0.6 and found.options["mask_blur"] == 4.0 and "hires" not in found.options
     assert (found.options["sampler"], found.options["schedule"], found.options["eta"]) == ("ddim", "leading", 0.5)
@@ -183,7 +170,7 @@ def test_a_text_of_image_to_image_says_what_is_missing(whole: None) -> None:
     assert (found.ignored, found.notes) == ((), ())
 
 
-def test_minisds_own_text_tells_of_pictures_and_second_runs(whole: None) -> None:
+def test_minisds_own_text_tells_of_pictures_and_second_runs() -> None:
     said = {"prompt": "x", "steps": 20, "sampler": "euler", "schedule": "karras", "cfg_scale": 3.0, "seed": 1}
     said |= {"width": 8, "height": 8, "clip_skip": 1, "strength": 0.6}
     assert "strength" not in of_text(recipe_text(said)).options  # it played no part
@@ -197,7 +184,7 @@ def test_minisds_own_text_tells_of_pictures_and_second_runs(whole: None) -> None
     assert "image" not in found.made and found.ignored == ()
 
 
-def test_a_text_of_stable_diffusion_cpp(whole: None) -> None:
+def test_a_text_of_stable_diffusion_cpp() -> None:
     found = of_text(SDCPP, SDXL)
     wanted = {"steps": 20, "cfg_scale": 7.0, "seed": 42, "width": 512, "height": 512, "clip_skip": 2}
     assert found.options == wanted | WAYS | {"sampler": "dpmpp_2m", "schedule": "karras", "emphasis": "a1111"}
@@ -243,7 +230,7 @@ SAYS = "x\nSteps: 5, {}, Seed: 1, CFG scale: 7, RNG: CPU, Version: {}"
         ("Sampler: ipndm gits", "stable-diffusion.cpp", (None, None)),
     ],
 )
-def test_samplers_and_schedules_under_their_many_names(whole: None, sampler: str, version: str, wanted: tuple) -> None:
+def test_samplers_and_schedules_under_their_many_names(sampler: str, version: str, wanted: tuple) -> None:
     found = of_text(SAYS.format(sampler, version))
     assert (found.options.get("sampler"), found.options.get("schedule")) == wanted
     assert found.ignored == (() if wanted[0] else ("Sampler ipndm gits", "Schedule type gits"))

@@ -3,11 +3,8 @@
 import json
 import random
 import shutil
-import sys
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +14,10 @@ from PIL.PngImagePlugin import PngInfo
 import minisd
 from minisd import recipe
 from minisd.cli import main
-from minisd.cli.like import other_pictures
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, VERSION
 from minisd.image import save
 from minisd.pipeline import Model
-from minisd.settings import EMPHASIS_NAMES, ETA_SAMPLERS, LONG_PROMPT_NAMES, Options
+from minisd.settings import EMPHASIS_NAMES, ETA_SAMPLERS, LONG_PROMPT_NAMES, UPSCALE_NAMES, Options
 
 Run = Callable[..., tuple[list[Path], str]]
 WORDS = [
@@ -105,8 +101,12 @@ def random_call(draw: random.Random, i: int) -> dict[str, Any]:
         "start_scale": draw.choice(["sigma", "total"]),
     }
     maybe |= {"long_prompt": draw.choice([name for name in LONG_PROMPT_NAMES if name != "error"])}
+    maybe |= {"variation_seed": draw.randrange(2**64 - 4), "variation_strength": draw.random()} if i % 5 == 0 else {}
     known = {"prompt", "negative_prompt", *Options.__annotations__}
-    return always | {key: value for key, value in maybe.items() if key in known and draw.random() < 0.6}
+    together = {"variation_seed", "variation_strength"}
+    chosen = {key for key in maybe if key in together or draw.random() < 0.6}
+    twice = {"hires": 1.5, "hires_strength": 0.6, "hires_upscale": draw.choice(UPSCALE_NAMES)} if i % 7 == 0 else {}
+    return always | twice | {key: value for key, value in maybe.items() if key in known & chosen}
 
 
 def test_fifty_recipes_drawn_again_from_their_files(model: Model, run: Run) -> None:
@@ -290,11 +290,32 @@ def test_a_picture_from_a_picture_needs_it(run: Run, first: Path) -> None:
     assert "drawn with an image: give it, -i FILE" in run("--like", "a.png", code=2)[1]
 
 
-def test_another_picture_than_the_recorded_one_is_said(monkeypatch) -> None:
-    read = SimpleNamespace(describe=lambda picture: {"sha256": picture})
-    monkeypatch.setitem(sys.modules, "minisd.picture", read)
-    made = {"image": {"sha256": "a"}, "mask": {"sha256": "b"}}
-    for image, mask, wanted in (("a", "b", []), ("x", "b", ["image"]), ("a", "x", ["mask"]), (None, None, [])):
-        notes = other_pictures(Namespace(image=image, mask_image=mask), made)
-        assert notes == [f"drawn with another {key} than the one given here" for key in wanted]
-    assert other_pictures(Namespace(image="x", mask_image=None), {"image": {}}) == []  # of another tool's
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "-i photo.png",
+        "-i photo.png --strength 0.5 -W 32 -H 32",
+        "-i photo.png --mask mask.png --mask-blur 2 --strength 1",
+        "-i photo.png --outpaint 0,0,32,0",
+        "-i photo.png --outpaint 0,32,0,0 -W 32 -H 64",
+        "--hires 2 --hires-strength 0.7 --hires-upscale latent",
+        "--hires 1.5 --hires-steps 6 -W 32 -H 32",
+    ],
+)
+def test_a_picture_from_a_picture_is_drawn_again_from_the_same(run: Run, flags: str) -> None:
+    for name in ("photo.png", "other.png"):
+        Image.effect_noise((64, 64), 50).convert("RGB").save(name)
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (10, 10, 40, 40))
+    mask.save("mask.png")
+    ((path,), _) = run("a cat", "--seed", 3, *flags.split(), "-o", "a.png")
+    needs = []
+    for flag, file in (("-i", "photo.png"), ("--mask", "mask.png")):
+        if f"{flag} " in flags:
+            assert f"'{file}': give it, {flag} FILE" in run("--like", path, *needs, code=2)[1]
+            needs += [flag, file]
+    ((again,), err) = run("--like", path, *needs, "-o", "b.png")
+    assert pixels(again) == pixels(path) and stored(again) == stored(path) and "another" not in err
+    if needs:
+        _, err = run("--like", path, "-i", "other.png", *needs[2:])
+        assert "drawn with another image than the one given here" in err

@@ -196,9 +196,9 @@ def check_all(args: argparse.Namespace) -> Config:
     """
     read_pictures(args)
     config = check_model(args)
+    place_pictures(args, config)
     if args.like is not None:
         follow(args, config)
-    place_pictures(args, config)
     return config
 
 

@@ -60,9 +60,8 @@ def guided(
         w = rearrange(weights.to(x.device, non_blocking=True), "p b -> p b 1 1 1")
         if alone or not low <= float(t[0]) <= high:
             return conditional(ask(unet, x, t, prepared_conds, p), w)
-        *f, f_uncond = ask(unet, x, t, prepared, p + 1)
-        f = torch.stack(f)
-        f_guided = f_uncond + scale * (w * (f - f_uncond)).sum(0)
+        f, f_uncond = ask(unet, x, t, prepared, p + 1).split([p, 1])
+        f_guided = f_uncond.squeeze(0) + scale * (w * (f - f_uncond)).sum(0)
         return match_std(f_guided, conditional(f, w), rescale) if rescale else f_guided
 
     return predict
