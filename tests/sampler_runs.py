@@ -161,12 +161,14 @@ def single_steps(sampler: str, plan: Plan, kind: str, eta: float = 1.0) -> Tenso
 
 
 def three_estimates(plan: Plan, kind: str) -> tuple[Tensor, Tensor]:
-    """dpmpp_3m_sde without noise at the plan's last level above 0: ours, and by the predictor of diffusers' UniPC-3.
+    """dpmpp_3m_sde, no noise and no guard, at the plan's last level above 0: ours, and by diffusers' UniPC-3 predictor.
 
     That one solves a linear system for the weights of its third order. Its first two steps differ: they are ours.
     """
     n = len(plan.t)
-    steps = list(SAMPLERS["dpmpp_3m_sde"](denoiser(network, plan, kind), LATENTS * plan.start, plan, eta=0.0))
+    steps = list(
+        SAMPLERS["dpmpp_3m_sde"](denoiser(network, plan, kind), LATENTS * plan.start, plan, eta=0.0, guard=False)
+    )
     told = {"prediction_type": KINDS[kind], "solver_order": 3, "lower_order_final": False}
     scheduler = diffusers.UniPCMultistepScheduler(**told, disable_corrector=[*range(n)])
     scheduler.set_timesteps(n)

@@ -153,10 +153,10 @@ Worst relative difference (largest difference / largest value of the final laten
 over the same levels, told the same times, with the same noise, on a small network that is not linear; eps with 5 and v
 with 9 steps (`deis` 8 and 17). `restart`: how far mean and standard deviation of the result are from the exact ones of
 a Gaussian at the last of 100 levels above 0, in standard deviations; that is its discretisation error.
-`dpmpp_3m_sde`: eta 0, from the third step on, as diffusers has no right third order with noise; with noise it is held
-to the Gaussian. Orders of convergence, mean and spread of all: `tests/test_samplers_exact.py`. `dpmpp_2s_a`: each step
-down by the class, the noise on the way up by DDIM's formula. `tcd`: eta 0 here, 0.3 below. `plms`: eps alone, diffusers
-adds the v of several levels.
+`dpmpp_3m_sde`: eta 0, no guard, from the third step on, as diffusers has no right third order with noise; with noise
+it is held to the Gaussian. Orders of convergence, mean and spread of all: `tests/test_samplers_exact.py`. `dpmpp_2s_a`:
+each step down by the class, the noise on the way up by DDIM's formula. `tcd`: eta 0 here, 0.3 below. `plms`: eps alone,
+diffusers adds the v of several levels.
 
 {solver}
 

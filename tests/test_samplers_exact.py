@@ -15,7 +15,7 @@ from gaussian import Draws, bare_plan, gaussian, karras, misses, spread
 from test_schedule import TABLE, ZERO_SNR
 from torch import Tensor
 
-from minisd.config import SAMPLER_NAMES
+from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
 from minisd.diffusion.samplers import SAMPLERS, estimates, final, slopes
 from minisd.diffusion.schedule import SIGMA_MAX, make_plan
 
@@ -107,6 +107,15 @@ def test_mean_and_spread_of_three_estimates(eta: float) -> None:
     """The noise between the looks holds it to second order, but it starts far below: dpmpp_2m_sde is at 8.8e-3."""
     errors = [misses("dpmpp_3m_sde", bare_plan(karras(n)), eta=eta) for n in (40, 160)]
     assert errors[0] < 1.3e-3 and errors[1] < 1.2e-4
+
+
+@pytest.mark.parametrize("schedule", SCHEDULE_NAMES)
+def test_three_estimates_do_not_swing_out(schedule: str) -> None:
+    """Where the last levels fall steeply an unguarded parabola leaves any bound: 4.4 on `normal`."""
+    plan = bare_plan(make_plan(TABLE, 20, "dpmpp_3m_sde", schedule).sigmas)
+    assert misses("dpmpp_3m_sde", plan) < (0.6 if schedule == "beta" else 0.15)
+    if schedule in ("normal", "ddim_uniform", "beta"):
+        assert misses("dpmpp_3m_sde", plan, guard=False) > 2
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLER_NAMES if name not in JUMPING])
