@@ -82,8 +82,10 @@ def test_names_told_without_torch_are_the_real_ones() -> None:
     from minisd.diffusion.schedule import BETAS
     from minisd.diffusion.spacing import GRIDS, SPACINGS
     from minisd.nn.clip import ACTIVATIONS
+    from minisd.settings import ETA_SAMPLERS, SDE_SAMPLERS
 
     assert tuple(SAMPLERS) == SAMPLER_NAMES
+    assert {*SDE_SAMPLERS, *ETA_SAMPLERS} <= set(SAMPLER_NAMES)
     assert (*GRIDS, *SPACINGS) == SCHEDULE_NAMES
     assert set(PREDICTION) == set(PREDICTION_NAMES)
     assert set(BETAS) == set(NOISE_NAMES)
