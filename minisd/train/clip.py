@@ -1,6 +1,6 @@
 """The CLIP stage: a text tower and an image tower learn to find each other's match in a batch.
 
-In: pictures and captions of the world. Out: the text tower that conditions the UNet. The image tower only teaches,
+In: pictures and captions. Out: the text tower that conditions the UNet. The image tower only teaches,
 and so does a sketcher that has to lay out the picture from the text's context by cross-attention, as the UNet will.
 Radford et al. 2021, https://arxiv.org/abs/2103.00020
 """
@@ -24,7 +24,7 @@ from ..nn.clip import Block, CLIPText
 from ..text.tokenizer import Tokenizer
 from ..world.captions import captions as phrasings
 from ..world.scenes import HELD_OUT, INVERSE, SHAPES, Scene, recipe, reserved
-from .data import batch_indices, captions, pictures, scenes
+from .data import Examples, World, batch_indices, captions
 from .loop import fast_core
 from .recipe import ClipRecipe
 
@@ -74,15 +74,15 @@ class Sketcher(nn.Module):
 
 
 class ClipStage:
-    """Contrastive training on an endless stream of scenes."""
+    """Contrastive training on an endless stream of examples."""
 
     name = "clip"
 
-    def __init__(self, recipe: ClipRecipe, config: TextConfig, tokenizer: Tokenizer, size: int) -> None:
-        self.recipe, self.size, self.tokenizer = recipe, size, tokenizer
+    def __init__(self, recipe: ClipRecipe, config: TextConfig, tokenizer: Tokenizer, examples: Examples) -> None:
+        self.recipe, self.examples, self.tokenizer = recipe, examples, tokenizer
         torch.manual_seed(recipe.seed)
         text = initialise(CLIPText(config))
-        image = ImageTower(recipe.width, recipe.layers, recipe.heads, config.projection, size)
+        image = ImageTower(recipe.width, recipe.layers, recipe.heads, config.projection, examples.size)
         self.module = nn.ModuleDict({"text": text, "image": image, "sketcher": Sketcher(config)})
         for module in self.module.modules():
             if isinstance(module, Attention):
@@ -96,13 +96,12 @@ class ClipStage:
         if part != slice(0, self.recipe.batch):  # the others' pictures are what a caption is told apart from
             raise ValueError("the clip stage needs its whole batch in one process: start it without torchrun")
         indices, b = batch_indices(step, self.recipe.batch), self.recipe.batch
-        images = pictures(self.recipe.seed, indices, self.size).to(self.module.log_scale.device)
-        batch = scenes(self.recipe.seed, indices)
+        images = self.examples.pictures(indices).to(self.module.log_scale.device)
         if step < self.recipe.sketch_steps:
-            context, _ = self.encode(batch, step)
+            context, _ = self.encode(self.examples.captions(indices, step))
             loss = self.sketch_loss(context, images)
             return loss, {"sketch": loss.item()}
-        logits, same, context = self.match(images, batch, step, self.recipe.lies)
+        logits, same, context = self.match(images, *self.told(indices, step))
         # A picture finds its caption among all, lies included; a caption finds its picture.
         find_caption = F.cross_entropy(logits.T, (same / same.sum(dim=0)).T)
         find_picture = F.cross_entropy(logits[:b], same[:b] / same[:b].sum(dim=1, keepdim=True))
@@ -111,48 +110,62 @@ class ClipStage:
         loss = (find_caption + find_picture) / 2 + self.recipe.sketch * sketch
         return loss, {"accuracy": hit.item(), "sketch": sketch.item()}
 
-    def encode(self, told: list[Scene], step: int) -> tuple[Tensor, Tensor]:
-        """Context (b, l, e) and pooled vector (b, p) of a caption of each scene."""
-        ids = self.tokenizer(captions(told, self.recipe.seed, step)).to(self.module.log_scale.device)
-        return self.module["text"](ids, pooled=True)
+    def told(self, indices: range, step: int, split: str = "train") -> tuple[list[str], Tensor]:
+        """A caption of each picture, and where (told, b) a caption (rows) tells what a picture (columns) shows.
+
+        Of the world's pictures come up to `lies` near misses of each after them: in a batch of random scenes colours
+        and shapes are enough to find a match (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936). Of others
+        no more is known than that equal captions tell the same.
+        """
+        if not isinstance(self.examples, World):
+            texts = self.examples.captions(indices, step, split)
+            return texts, torch.tensor([[float(a == b) for b in texts] for a in texts])
+        batch = self.examples.scenes(indices, split)
+        if split == "test":
+            return self.examples.captions(indices, step, split), told_alike(batch, batch)
+        rng = random.Random(f"lies/{self.recipe.seed}/{step}")
+        told = batch + [lie for scene in batch for lie in near_misses(scene, rng)[: self.recipe.lies]]
+        return captions(told, self.recipe.seed, step), told_alike(told, batch)
+
+    def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Contexts (b, l, e) and pooled vectors (b, p) of captions."""
+        return self.module["text"](self.tokenizer(texts).to(self.module.log_scale.device), pooled=True)
 
     def sketch_loss(self, context: Tensor, images: Tensor) -> Tensor:
         """Mean squared error of the picture told by a context (b, l, e), at 16x16."""
         return F.mse_loss(self.module["sketcher"](context).float(), F.adaptive_avg_pool2d(images, 16))
 
-    def match(self, images: Tensor, batch: list[Scene], step: int, lies: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled similarities of every caption (rows) with every picture (columns), where the truth is the same, and
-        the captions' contexts.
-
-        After the pictures' own captions come up to `lies` near misses of each: in a batch of random scenes colours
-        and shapes are enough to find a match (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
-        """
-        rng = random.Random(f"lies/{self.recipe.seed}/{step}")
-        told = batch + [lie for scene in batch for lie in near_misses(scene, rng)[:lies]]
-        context, text = self.encode(told, step)
+    def match(self, images: Tensor, texts: list[str], same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled similarities of every caption (rows) with every picture (columns), `same` beside them, and the
+        captions' contexts."""
+        context, text = self.encode(texts)
         image = self.module["image"](images)
         scale = self.module.log_scale.clamp(max=math.log(100)).exp()
         logits = scale * F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T
-        return logits, told_alike(told, batch).to(images.device), context
+        return logits, same.to(images.device), context
 
     def grid(self) -> Image:
-        """Pictures of 32 unseen scenes (above) and what the sketcher makes of their captions (below)."""
-        seed = self.recipe.seed
-        batch = scenes(seed, range(256), "test")
-        images = pictures(seed, range(256), self.size, "test").to(self.module.log_scale.device)
-        logits, same, context = self.match(images, batch, 0, lies=0)
+        """Pictures of 32 unseen examples (above) and what the sketcher makes of their captions (below)."""
+        count = min(256, self.examples.distinct("test") or 256)
+        images = self.examples.pictures(range(count), "test").to(self.module.log_scale.device)
+        logits, same, context = self.match(images, *self.told(range(count), 0, "test"))
         accuracy = same.gather(1, logits.argmax(1, keepdim=True)).mean().item()
+        print(f"clip: {count} unseen pictures found by their caption {accuracy:.3f}")
+        if isinstance(self.examples, World):
+            self.compare_relations(images, self.examples.scenes(range(count), "test"))
+        shown = images[:32]
+        sketches = F.interpolate(self.module["sketcher"](context[:32]).float(), size=self.examples.size)
+        rows = [x for i in (0, 16) for x in (shown[i : i + 16], sketches[i : i + 16])]
+        return grid(to_pil(torch.cat(rows)), columns=min(16, len(shown)))
+
+    def compare_relations(self, images: Tensor, batch: list[Scene]) -> None:
+        """Print how far sketches of two objects are off, told right and told with the relation turned round."""
         pairs = [i for i, scene in enumerate(batch) if scene.relation]
         turned = [replace(batch[i], relation=INVERSE[batch[i].relation]) for i in pairs]
         told = ([phrasings(scene)[0] for scene in some] for some in ([batch[i] for i in pairs], turned))
-        contexts = [self.module["text"](self.tokenizer(texts).to(images.device))[0] for texts in told]
+        contexts = [self.encode(texts)[0] for texts in told]
         right, other = (self.sketch_loss(c, images[pairs]).item() for c in contexts)
-        print(
-            f"clip: 256 unseen scenes found by their caption {accuracy:.3f}; "
-            f"sketches of two objects {right:.4f} off, with the relation turned round {other:.4f}"
-        )
-        sketches = F.interpolate(self.module["sketcher"](context[:32]).float(), size=self.size)
-        return grid(to_pil(torch.cat([images[:16], sketches[:16], images[16:32], sketches[16:]])), columns=16)
+        print(f"clip: sketches of two objects {right:.4f} off, with the relation turned round {other:.4f}")
 
 
 def told_alike(told: list[Scene], shown: list[Scene]) -> Tensor:

@@ -1,16 +1,19 @@
 """The UNet stage: denoise cached latents, told by the text tower what they show.
 
-In: the CLIP text tower, the VAE, scenes of the world. Out: the UNet (and the text tower, where it is tuned on).
-The loss is |denoised - x0|^2 through the sampler's own scalings, weighted with min(SNR + 1, gamma): the v-prediction
-loss, capped where there is hardly any noise (min-SNR, Hang et al. 2023, https://arxiv.org/abs/2303.09556).
+In: the CLIP text tower, the VAE, pictures and captions. Out: the UNet (and the text tower, where it is tuned on).
+The loss is |denoised - x0|^2 through the sampler's own scalings, weighted so that it is the error of what the network
+predicts (eps or v), capped where there is hardly any noise (min-SNR, Hang et al. 2023,
+https://arxiv.org/abs/2303.09556).
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from ..config import Config
@@ -21,14 +24,13 @@ from ..diffusion.schedule import make_plan, noise_table
 from ..files import atomic
 from ..image import grid, to_pil
 from ..nn.attention import Attention
-from ..nn.clip import CLIPText
+from ..nn.blocks import ResBlock, TransformerBlock
 from ..nn.conditioning import Conditioning
 from ..nn.unet import UNet
 from ..nn.vae import VAE
 from ..noise import ImageNoise
 from ..text.tokenizer import Tokenizer
-from ..world.captions import captions as phrasings
-from .data import captions, pictures, scenes
+from .data import Examples
 from .loop import fast_core, generator
 from .recipe import UnetRecipe
 
@@ -39,13 +41,24 @@ class UnetStage:
     name = "unet"
 
     def __init__(
-        self, recipe: UnetRecipe, config: Config, tokenizer: Tokenizer, text: CLIPText, vae: VAE, latents: Tensor
+        self,
+        recipe: UnetRecipe,
+        config: Config,
+        tokenizer: Tokenizer | None,
+        text: nn.Module,
+        vae: VAE,
+        latents: Tensor,
+        examples: Examples,
+        unet: UNet | None = None,
     ) -> None:
+        """`latents` are those of the first `len(latents)` examples; `unet` is trained on, None: a fresh one."""
         self.recipe, self.config, self.tokenizer, self.vae = recipe, config, tokenizer, vae
         self.table = noise_table(config.noise)
-        self.latents, self.scenes = latents, scenes(recipe.seed, range(len(latents)))
+        self.latents, self.examples = latents, examples
         torch.manual_seed(recipe.seed)
-        unet = initialise(UNet(config.unet)).to(memory_format=torch.channels_last)
+        unet = (initialise(UNet(config.unet)) if unet is None else unet).to(memory_format=torch.channels_last)
+        if recipe.checkpointing:
+            compute_twice(unet)
         text.requires_grad_(recipe.text_lr > 0)
         self.module = nn.ModuleDict({"unet": unet, "text": text})
         for module in self.module.modules():
@@ -62,7 +75,7 @@ class UnetStage:
         # The whole batch is drawn by every process, so that its parts are the same however many share it.
         draw, b = generator(self.recipe.seed, step), self.recipe.batch
         chosen = torch.randint(len(self.latents), (b,), generator=draw)
-        texts = captions([self.scenes[i] for i in chosen], self.recipe.seed, step)
+        texts = self.examples.captions(chosen.tolist(), step)
         dropped = torch.rand(b, generator=draw) < self.recipe.drop_prompt
         texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         # One number from each of b equal stretches of 0..1: every step sees all noise levels. A power below 1 moves
@@ -83,30 +96,35 @@ class UnetStage:
         sigma = self.table.sigmas[t].float().to(device).view(-1, 1, 1, 1)
         x0, noise = x0.to(device), noise.to(device)
         x = (x0 + sigma * noise) * c_in(sigma)
-        context, _ = self.module["text"](self.tokenizer(texts).to(device))
-        f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), Conditioning(context))
+        f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), self.told(texts))
         c_skip, c_out = PREDICTION[self.config.noise.prediction](sigma)
         denoised = c_skip * (x / c_in(sigma)) + c_out * f.float()
-        weight = (sigma**-2 + 1).clamp(max=self.recipe.snr_gamma)
+        weight = (sigma**-2 + PLAIN[self.config.noise.prediction]).clamp(max=self.recipe.snr_gamma)
         return (weight * (denoised - x0) ** 2).mean(dim=(1, 2, 3))
 
+    def told(self, texts: list[str]) -> Conditioning:
+        """What the UNet is told of some captions."""
+        device = next(self.module.parameters()).device
+        return Conditioning(self.module["text"](self.tokenizer(texts).to(device))[0])
+
     def grid(self) -> Image:
-        """Sixteen unseen prompts drawn with the model's default steps; prints the loss on unseen scenes."""
-        seed, device = self.recipe.seed, next(self.module.parameters()).device
-        unseen = scenes(seed, range(256), "test")
-        x0 = self.vae.encode(pictures(seed, range(256), self.config.defaults.width, "test").to(device))[0]
-        texts = [phrasings(scene)[0] for scene in unseen]
-        t = ((torch.arange(256) + 0.5) / 256 * len(self.table.sigmas)).long()
-        noise = torch.randn(x0.shape, generator=generator(seed, -1))
-        losses = [self.denoising_loss(x0[i::4], texts[i::4], t[i::4], noise[i::4]).mean().item() for i in range(4)]
-        print(f"unet: loss on 256 unseen scenes {sum(losses) / 4:.5f}")
-        return grid(to_pil(self.vae.decode(self.draw(texts[:16]))), columns=8)
+        """Unseen prompts drawn with the model's default steps; prints the loss on unseen examples."""
+        count = min(self.recipe.unseen, self.examples.distinct("test") or self.recipe.unseen)
+        texts = self.examples.captions(range(count), 0, "test")
+        noise = torch.randn(count, *self.latents.shape[1:], generator=generator(self.recipe.seed, -1))
+        t = ((torch.arange(count) + 0.5) / count * len(self.table.sigmas)).long()
+        device, losses = next(self.module.parameters()).device, []
+        for i in range(0, count, self.recipe.batch):
+            part = slice(i, min(i + self.recipe.batch, count))
+            x0 = self.vae.encode(self.examples.pictures(range(count)[part], "test").to(device))[0].float()
+            losses.append(self.denoising_loss(x0, texts[part], t[part], noise[part]))
+        print(f"{self.name}: loss on {count} unseen examples {torch.cat(losses).mean().item():.5f}")
+        return grid(to_pil(self.vae.decode(self.draw(texts[: self.recipe.shown]))), columns=8)
 
     def draw(self, texts: list[str]) -> Tensor:
         """Latents (b, c, h, w) of some prompts, by the config's own defaults."""
-        defaults, text = self.config.defaults, self.module["text"]
-        device = next(text.parameters()).device
-        cond, uncond = (Conditioning(text(self.tokenizer(t).to(device))[0]) for t in (texts, [""] * len(texts)))
+        defaults, device = self.config.defaults, next(self.module.parameters()).device
+        cond, uncond = self.told(texts), self.told([""] * len(texts))
         plan = make_plan(self.table, defaults.steps, defaults.sampler, defaults.schedule, defaults.steps_offset)
         predict = guided(self.module["unet"], cond, uncond, defaults.cfg_scale)
         denoise = denoiser(predict, plan, self.config.noise.prediction)
@@ -115,6 +133,13 @@ class UnetStage:
         for step in SAMPLERS[defaults.sampler](denoise, x, plan, noise=noise):
             x = step.x
         return final(x, plan)
+
+
+def compute_twice(unet: UNet) -> None:
+    """Let the backward pass compute what happens inside the blocks again, in place of keeping it."""
+    for module in unet.modules():
+        if isinstance(module, ResBlock | TransformerBlock):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def initialise(unet: UNet) -> UNet:
@@ -129,17 +154,22 @@ def initialise(unet: UNet) -> UNet:
 
 
 @torch.no_grad()
-def cached_latents(path: Path, vae: VAE, count: int, seed: int, size: int) -> Tensor:
+def cached_latents(path: Path, vae: VAE, count: int, examples: Examples) -> Tensor:
     """Posterior means of the first `count` training pictures, fp16 (count, c, h, w); kept in a file that grows."""
     known = load_file(path)["latents"] if path.exists() else torch.empty(0)
     if len(known) >= count:
         return known[:count]
     device, parts = next(vae.parameters()).device, [known] if len(known) else []
-    for start in tqdm(range(len(known), count, 64), desc="latents", unit="batch"):
-        images = pictures(seed, range(start, min(start + 64, count)), size)
+    batch = max(1, 64 * 64**2 // examples.size**2)  # as many pixels as 64 pictures of the bundled model
+    for start in tqdm(range(len(known), count, batch), desc="latents", unit="batch"):
+        images = examples.pictures(range(start, min(start + batch, count)))
         images = images.to(device, memory_format=torch.channels_last)
         parts.append(vae.encode(images)[0].half().contiguous().cpu())
     latents = torch.cat(parts)
     with atomic(path) as temporary:
         save_file({"latents": latents}, temporary)
     return latents
+
+
+# (SNR + this) * |denoised - x0|^2 is the squared error of eps or of v itself; what predicts x0 is trained as eps is.
+PLAIN = {"eps": 0.0, "v": 1.0, "x0": 0.0}
