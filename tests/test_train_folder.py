@@ -325,9 +325,11 @@ def test_a_vae_that_a_unet_knows_keeps_its_latents(pictures: Path, tmp_path: Pat
         ("lora -m {sd1} --ema", "ema is for a single file"),
         ("lora --tokenizer {sd1}/tokenizer", "tokenizer says how a model is read: name it, -m"),
         ("unet --init {sd1} --rank 3", "--rank is for lora"),
-        ("clip --init {sd1}", "a model holds no image tower"),
+        ("clip --init {sd1}", "clip cannot start from a model: a model holds no image tower"),
+        ("tokenizer --init {sd1}", "tokenizer cannot start from a model"),
+        ("lora --rank 0", "0 must be at least 1"),
+        ("clip --recipe {finetune}", "finetune.toml has no section [clip]"),
         ("unet --recipe {finetune}", "names no model config: start from a model, --init MODEL"),
-        ("clip --init {sd1} --recipe {finetune}", "a model holds no image tower"),
         ("lora -m {sd1} --data {sd1}", "has no metadata.jsonl"),
     ],
 )
@@ -344,4 +346,4 @@ def test_what_cannot_be_trained_is_told_in_one_line(
     data = [] if "--data" in words else ["--data", str(pictures)]
     assert main(["train", *words, *data, "--out", str(tmp_path / "run"), "-q", "--device", "cpu"]) == 2
     err = capsys.readouterr().err
-    assert told in err
+    assert told in err and err.count("minisd: ") == 1

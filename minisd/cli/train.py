@@ -74,6 +74,8 @@ def run(argv: Sequence[str]) -> int:
         with refusing():
             recipe = read_recipe(args)
             data = read_data(args)
+            if data is not None:
+                say(f"{len(data.entries)} pictures in {data.root}")
             begin(args)
             base = checked(args, recipe)
 
@@ -102,10 +104,14 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         ValueError, OSError: it is not there, or holds what no recipe does.
     """
     check(args.rank is None or args.stage == "lora", f"--rank is for lora, not for {args.stage}")
+    fits = args.stage not in WHY_NOT or not (args.init or started(args.out))
+    check(fits, f"{args.stage} cannot start from a model: {WHY_NOT.get(args.stage)}")
     fine = args.stage == "lora" or (args.data and (args.init or started(args.out)))
     args.recipe = args.recipe or default_recipe("finetune" if fine else "mini")
     rank = [] if args.rank is None else [f"lora.rank={args.rank}"]
-    return Recipe.load(args.recipe, [*args.set, *rank])
+    recipe = Recipe.load(args.recipe, [*args.set, *rank])
+    check(getattr(recipe, args.stage, True) is not None, f"{args.recipe} has no section [{args.stage}]")
+    return recipe
 
 
 def read_data(args: argparse.Namespace) -> Any:
@@ -167,8 +173,6 @@ def checked(args: argparse.Namespace, recipe: Recipe) -> Config | None:
     for stage in NEEDS[args.stage]:
         there = enough or made_by(args.out, stage).exists()
         check(there, f"{args.stage} needs {made_by(args.out, stage)}: run minisd train {stage} first")
-    alone = "a model holds no image tower, which clip needs: its text tower is tuned on with the UNet, unet.text_lr"
-    check(args.stage not in ("tokenizer", "clip") or not started(args.out), alone)
     done = args.stage in ("clip", "vae", "unet", "lora") and made_by(args.out, args.stage).exists()
     again = f"{made_by(args.out, args.stage)} exists: add --resume to go on from it, or choose another --out"
     check(args.resume or not done, again)
@@ -185,3 +189,9 @@ def started(out: Path) -> bool:
 def made_by(out: Path, stage: str) -> Path:
     """What a stage leaves in the run folder."""
     return out / "tokenizer" / "vocab.json" if stage == "tokenizer" else out / f"{stage}.safetensors"
+
+
+WHY_NOT = {
+    "tokenizer": "its networks know the words they have",
+    "clip": "a model holds no image tower; its text tower is tuned on with the UNet, unet.text_lr",
+}

@@ -140,7 +140,7 @@ def write_lora(run: Path, dtype: torch.dtype = torch.float16) -> Path:
     path = run / "model" / f"{run.resolve().name}.safetensors"
     path.parent.mkdir(exist_ok=True)
     told = {"ss_network_module": "networks.lora", "ss_network_dim": notes["rank"], "ss_network_alpha": notes["alpha"]}
-    told |= {"ss_output_name": path.stem, "ss_sd_model_name": notes["model"]}
+    told |= {"ss_output_name": path.stem, "ss_sd_model_name": notes["model"], **VERSIONS[family_of(config)]}
     write_tensors(path, tensors, {key: str(value) for key, value in told.items()}, dtype)
     print(f"lora: rank {notes['rank']}, {len(stems)} layers, {path.stat().st_size / 1e6:.1f} MB in {path}")
     return path
@@ -156,3 +156,8 @@ def named_factors(run: Path, config: Config) -> Iterator[tuple[str, Tensor]]:
 
 
 NOTES = "lora.json"
+VERSIONS = {  # by which other programs tell what a LoRA is for
+    "sd1": {"ss_base_model_version": "sd_v1", "ss_v2": False},
+    "sd2": {"ss_base_model_version": "sd_v2", "ss_v2": True},
+    "sdxl": {"ss_base_model_version": "sdxl_base_v1-0", "ss_v2": False},
+}

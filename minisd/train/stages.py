@@ -63,16 +63,6 @@ class Run:
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.folder / "tokenizer", self.config.text[0])
 
-    def stage(self, name: str) -> Any:
-        """A stage's part of the recipe.
-
-        Raises:
-            ValueError: there is none.
-        """
-        found = getattr(self.recipe, name)
-        check(found is not None, f"the recipe has no section [{name}]")
-        return found
-
     def examples(self, recipe: StageRecipe) -> Examples:
         """What a stage is trained on, in the size of the recipe or of the model."""
         size, factor = self.recipe.size or self.config.defaults.width, self.config.vae.factor
@@ -113,7 +103,7 @@ def tokenizer(job: Run) -> None:
 
 def clip(job: Run) -> None:
     """Text tower and image tower."""
-    recipe, words = job.stage("clip"), job.tokenizer()
+    recipe, words = job.recipe.clip, job.tokenizer()
     job.note_long(words)
     stage = ClipStage(recipe, job.config.text[0], words, job.examples(recipe))
     stage.module.to(job.device)
@@ -122,7 +112,7 @@ def clip(job: Run) -> None:
 
 def vae(job: Run) -> None:
     """Autoencoder; then its scale factor, from the latents' own spread, unless a UNet knows the one it has."""
-    recipe, start, config = job.stage("vae"), initial(job.folder, "vae."), job.config.vae
+    recipe, start, config = job.recipe.vae, initial(job.folder, "vae."), job.config.vae
     if not start:
         config = dataclasses.replace(config, scale_factor=1.0)
     stage = VaeStage(recipe, config, job.examples(recipe), start)
@@ -138,7 +128,7 @@ def vae(job: Run) -> None:
 
 def unet(job: Run) -> None:
     """The UNet on latents of the trained VAE, with the trained text tower frozen or tuned on."""
-    recipe, config, words = job.stage("unet"), job.config, job.tokenizer()
+    recipe, config, words = job.recipe.unet, job.config, job.tokenizer()
     job.note_long(words)
     autoencoder = VAE(config.vae).eval().requires_grad_(False)
     autoencoder.load_state_dict(network(job.folder, "vae"))
@@ -158,7 +148,7 @@ def unet(job: Run) -> None:
 
 def lora(job: Run) -> None:
     """Low-rank factors beside the frozen networks of a model, and their file."""
-    recipe = job.stage("lora")
+    recipe = job.recipe.lora
     model = base_of(job.model, recipe, job.device)
     remember(job.folder, model.config, recipe)
     job.write_config(model.config)
