@@ -110,7 +110,8 @@ def add_flags(parser: Parser) -> None:
     group.add_argument("--guidance-interval", type=interval, metavar="LOW,HIGH", help=when)
     against = "percentile, such as 0.995: cut and rescale estimates that grow beyond it, against high --cfg-scale"
     group.add_argument("--dynamic-threshold", type=number, metavar="X", help=against)
-    group.add_argument("--seed", type=whole, metavar="N", help="0 to 2^64 - 1; -1 or none: a random one")
+    seed = "0 to 2^64 - 1 (N and N + 2^32 begin with the same noise); -1 or none: a random one"
+    group.add_argument("--seed", type=whole, metavar="N", help=seed)
     strength = "0 to 1: lean the first noise towards that of the variation seed; image i has SEED, VARIATION SEED + i"
     group.add_argument("--variation-strength", type=number, metavar="X", help=strength)
     group.add_argument("--variation-seed", type=whole, metavar="N", help="-1 or none, with a strength: a random one")
