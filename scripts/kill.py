@@ -8,6 +8,7 @@ the others at random moments of the whole run. Exit 1 where anything differs.
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -41,8 +42,12 @@ def main() -> int:
                 said = f"save {nth} of {stage}: {where}"
                 code = run(recipe, out, lambda w=where, s=stage, n=nth: trap(w, s, n))
             else:
-                kind, moment = "random", rng.uniform(0, seconds)
-                said, code = f"after {moment:.2f} s", run_for(recipe, out, moment)
+                kind, code = "random", 0
+                while code == 0:  # it was at its end already: once more, and sooner
+                    shutil.rmtree(out, ignore_errors=True)
+                    moment = rng.uniform(0, seconds)
+                    said, code = f"after {moment:.2f} s", run_for(recipe, out, moment)
+                    seconds = moment if code == 0 else seconds
             there = len([p for p in out.rglob("*") if p.is_file()])
             again = run(recipe, out)
             wrong = differences(whole, out)

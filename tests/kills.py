@@ -1,7 +1,8 @@
 """A training run that is killed: where, and whether what comes out in the end is what an unbroken run leaves.
 
 A child is forked for each run, so that Python and torch are loaded once; it runs the command line, and `kill -9` is
-what ends it: at a moment by the clock, or by a trap inside a save. Used by tests/test_kills.py and scripts/kill.py.
+what ends it: at a moment by the clock, or by a trap inside a save. Used by scripts/kill.py; as a program of its own
+(tests/test_kills.py) it kills one run three times.
 """
 
 import json
@@ -10,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,19 @@ def content(path: Path) -> Any:
     if path.name == "index.json":
         return json.loads(path.read_text())["sha256"]
     return path.read_bytes()
+
+
+def main() -> None:
+    """In an empty folder: an unbroken run, and one that dies inside a save of each network; prints what differs."""
+    preload()
+    home = Path(sys.argv[1])
+    recipe = write_recipe(home)
+    codes = [run(recipe, home / "whole")]
+    for stage, where in (("clip", "half the tensors"), ("vae", "in its place"), ("unet", "synced")):
+        codes.append(run(recipe, home / "cut", partial(trap, where, stage, 2)))
+    codes.append(run(recipe, home / "cut"))
+    print(codes, differences(home / "whole", home / "cut"))
+
+
+if __name__ == "__main__":
+    main()
