@@ -781,7 +781,8 @@ def test_train_learns_a_tokenizer_into_its_run_folder(tmp_path: Path, capsys) ->
     text = text.replace("../mini.json", str(default_recipe().parent.parent / "mini.json"))
     (tmp_path / "r.toml").write_text(text)
     assert main(["train", "tokenizer", "--recipe", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")]) == 0
-    assert everything(tmp_path / "run") == ["config.json", "tokenizer", "tokenizer/merges.txt", "tokenizer/vocab.json"]
+    made = [".lock", "config.json", "stages.json", "tokenizer", "tokenizer/merges.txt", "tokenizer/vocab.json"]
+    assert everything(tmp_path / "run") == made
     assert "tokenizer by " in capsys.readouterr().err
 
 

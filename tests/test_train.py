@@ -16,7 +16,8 @@ from minisd.config import Config
 from minisd.text.tokenizer import Tokenizer
 from minisd.train import stages
 from minisd.train.export import unpack
-from minisd.train.loop import run, schedule, update_ema
+from minisd.train.loop import run
+from minisd.train.optimizer import schedule, update_ema
 from minisd.train.recipe import Recipe, StageRecipe
 from minisd.train.stages import STAGES, Run
 from minisd.world.captions import corpus
@@ -83,7 +84,7 @@ def test_latents_have_unit_variance(finished: Run) -> None:
 @pytest.mark.parametrize("stage", ["clip", "vae", "unet"])
 def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str, monkeypatch) -> None:
     """Stopped after step 2 and resumed: weights, EMA and optimizer equal those of the unbroken run bit for bit."""
-    needs = {"unet": ["clip.safetensors", "vae.safetensors", "latents.safetensors"]}.get(stage, [])
+    needs = {"unet": ["clip.safetensors", "vae.safetensors"]}.get(stage, [])
     (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
     for name in ["config.json", *needs]:
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
@@ -92,16 +93,17 @@ def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str
     class Cut(Exception):
         pass
 
-    def cut_at_step_three(stage_object, out, resume, device) -> None:
-        original = stage_object.loss
+    def cut_at_step_three(stage_object, out, device, resume, *rest) -> None:
+        steps, original = [], stage_object.loss
 
-        def loss(step, part):
-            if step == 3 and not resume:
+        def loss(*prepared):
+            if len(steps) == 3 and not resume:
                 raise Cut
-            return original(step, part)
+            steps.append(prepared)
+            return original(*prepared)
 
         stage_object.loss = loss
-        run(stage_object, out, resume, device)
+        run(stage_object, out, device, resume, *rest)
 
     monkeypatch.setattr(stages, "run", cut_at_step_three)
     with pytest.raises(Cut):
@@ -114,7 +116,7 @@ def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str
 
 def test_two_processes_train_as_one(finished: Run, tmp_path: Path) -> None:
     """The same global batch shared by two processes gives the same losses and the same weights."""
-    for name in ("config.json", "clip.safetensors", "vae.safetensors", "latents.safetensors"):
+    for name in ("config.json", "clip.safetensors", "vae.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
     (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
     code = f"""
@@ -179,7 +181,7 @@ def test_power_ema_weighs_step_i_with_its_power() -> None:
     values = torch.randn(steps, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ema = {"x": values[:1].clone()}
     for step in range(steps):
-        update_ema(ema, {"x": torch.nn.Parameter(values[step : step + 1])}, step, 1 / power)
+        update_ema(ema, {"x": torch.nn.Parameter(values[step : step + 1])}, step, power - 1)
     index = torch.arange(1, steps + 1, dtype=torch.float64)
     # keep_i = (1 - 1/i)^p telescopes: the weight of step i in the end is (1 - keep_i) * prod of later keeps.
     keep = (1 - 1 / index) ** power

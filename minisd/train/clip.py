@@ -24,6 +24,7 @@ from ..nn.clip import Block, CLIPText
 from ..text.tokenizer import Tokenizer
 from ..world.captions import captions as phrasings
 from ..world.scenes import HELD_OUT, INVERSE, SHAPES, Scene, recipe, reserved
+from . import processes
 from .data import batch_indices, captions, pictures, scenes
 from .loop import fast_core
 from .recipe import ClipRecipe
@@ -92,55 +93,55 @@ class ClipStage:
     def groups(self) -> list[dict]:
         return [{"params": list(self.module.parameters()), "scale": 1.0}]
 
-    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
-        if part != slice(0, self.recipe.batch):  # the others' pictures are what a caption is told apart from
-            raise ValueError("the clip stage needs its whole batch in one process: start it without torchrun")
-        indices, b = batch_indices(step, self.recipe.batch), self.recipe.batch
-        images = pictures(self.recipe.seed, indices, self.size).to(self.module.log_scale.device)
-        batch = scenes(self.recipe.seed, indices)
-        if step < self.recipe.sketch_steps:
-            context, _ = self.encode(batch, step)
-            loss = self.sketch_loss(context, images)
-            return loss, {"sketch": loss.item()}
-        logits, same, context = self.match(images, batch, step, self.recipe.lies)
+    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of this process: pictures (b, 3, H, W) and ids (b + lies, l) of what is told of them. Of all: what is told
+        (rows) alike of what is shown (columns); None while the sketcher learns alone."""
+        recipe, indices = self.recipe, batch_indices(step, self.recipe.batch)
+        images = pictures(recipe.seed, indices[part], self.size).to(self.module.log_scale.device)
+        batch = scenes(recipe.seed, indices)
+        if step < recipe.sketch_steps:
+            return images, self.tokenizer(captions(batch, recipe.seed, step)[part]), None
+        # After the pictures' own captions come up to `lies` near misses of each: in a batch of random scenes colours
+        # and shapes are enough to find a match (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
+        rng = random.Random(f"lies/{recipe.seed}/{step}")
+        told = batch + [lie for scene in batch for lie in near_misses(scene, rng)[: recipe.lies]]
+        texts = captions(told, recipe.seed, step)
+        ids = self.tokenizer(texts[part] + processes.share(texts[recipe.batch :]))
+        return images, ids, told_alike(told, batch)
+
+    def loss(self, images: Tensor, ids: Tensor, same: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        context, text = self.module["text"](ids.to(images.device), pooled=True)
+        n, b = len(images), self.recipe.batch
+        sketch = self.sketch_loss(context[:n], images)
+        if same is None:
+            return sketch, {"sketch": sketch.detach()}
+        # Others' pictures and captions are what a match is told apart from: every process sees those of all.
+        shown = processes.gather(self.module["image"](images))
+        told = torch.cat([processes.gather(text[:n]), processes.gather(text[n:])])[: len(same)]
+        logits, same = self.similar(told, shown), same.to(images.device)
         # A picture finds its caption among all, lies included; a caption finds its picture.
         find_caption = F.cross_entropy(logits.T, (same / same.sum(dim=0)).T)
         find_picture = F.cross_entropy(logits[:b], same[:b] / same[:b].sum(dim=1, keepdim=True))
-        sketch = self.sketch_loss(context[:b], images)
         hit = same.T.gather(1, logits.T.argmax(1, keepdim=True)).mean()
         loss = (find_caption + find_picture) / 2 + self.recipe.sketch * sketch
-        return loss, {"accuracy": hit.item(), "sketch": sketch.item()}
-
-    def encode(self, told: list[Scene], step: int) -> tuple[Tensor, Tensor]:
-        """Context (b, l, e) and pooled vector (b, p) of a caption of each scene."""
-        ids = self.tokenizer(captions(told, self.recipe.seed, step)).to(self.module.log_scale.device)
-        return self.module["text"](ids, pooled=True)
+        return loss, {"accuracy": hit, "sketch": sketch.detach()}
 
     def sketch_loss(self, context: Tensor, images: Tensor) -> Tensor:
         """Mean squared error of the picture told by a context (b, l, e), at 16x16."""
         return F.mse_loss(self.module["sketcher"](context).float(), F.adaptive_avg_pool2d(images, 16))
 
-    def match(self, images: Tensor, batch: list[Scene], step: int, lies: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled similarities of every caption (rows) with every picture (columns), where the truth is the same, and
-        the captions' contexts.
-
-        After the pictures' own captions come up to `lies` near misses of each: in a batch of random scenes colours
-        and shapes are enough to find a match (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
-        """
-        rng = random.Random(f"lies/{self.recipe.seed}/{step}")
-        told = batch + [lie for scene in batch for lie in near_misses(scene, rng)[:lies]]
-        context, text = self.encode(told, step)
-        image = self.module["image"](images)
+    def similar(self, told: Tensor, shown: Tensor) -> Tensor:
+        """Scaled similarities of pooled texts (rows) and pictures (columns)."""
         scale = self.module.log_scale.clamp(max=math.log(100)).exp()
-        logits = scale * F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T
-        return logits, told_alike(told, batch).to(images.device), context
+        return scale * F.normalize(told.float(), dim=-1) @ F.normalize(shown.float(), dim=-1).T
 
     def grid(self) -> Image:
         """Pictures of 32 unseen scenes (above) and what the sketcher makes of their captions (below)."""
         seed = self.recipe.seed
         batch = scenes(seed, range(256), "test")
         images = pictures(seed, range(256), self.size, "test").to(self.module.log_scale.device)
-        logits, same, context = self.match(images, batch, 0, lies=0)
+        context, text = self.module["text"](self.tokenizer(captions(batch, seed, 0)).to(images.device), pooled=True)
+        logits, same = self.similar(text, self.module["image"](images)), told_alike(batch, batch).to(images.device)
         accuracy = same.gather(1, logits.argmax(1, keepdim=True)).mean().item()
         pairs = [i for i, scene in enumerate(batch) if scene.relation]
         turned = [replace(batch[i], relation=INVERSE[batch[i].relation]) for i in pairs]

@@ -16,9 +16,11 @@ from torch import Tensor
 from ..config import Config
 from ..files import atomic
 from ..weights.folder import WEIGHTS, save
-from .loop import trained
+from .checkpoint import trained
+from .log import read
 
 NETWORKS = ("clip", "vae", "unet")
+FINISHED = "stages.json"
 
 
 def export(run: Path, config: Config, folder: Path) -> None:
@@ -43,7 +45,8 @@ def export(run: Path, config: Config, folder: Path) -> None:
 def unpack(model: Path, run: Path) -> None:
     """A model folder as a run folder whose stages stand at step 0: `--resume` trains on from its weights.
 
-    The clip stage's image tower is not in a model, so that stage cannot be trained on; the others do not need it.
+    The clip stage's image tower is not in a model, so that stage cannot be trained on; the others do not need it. So it
+    counts as finished, and so does the tokenizer.
 
     Raises:
         FileExistsError: the run folder holds a run already.
@@ -65,13 +68,15 @@ def unpack(model: Path, run: Path) -> None:
         state = {f"{kind}.{name}": tensor.clone() for name, tensor in tensors.items() for kind in ("model", "ema")}
         with atomic(run / f"{stage}.safetensors") as path:
             save_file(state, path, metadata={"step": "0"})
-    shutil.copyfile(model / "config.json", run / "config.json")
+    with atomic(run / FINISHED) as path:
+        path.write_text(json.dumps({"tokenizer": None, "clip": None}) + "\n", encoding="utf-8")
+    with atomic(run / "config.json") as path:  # last: a run folder with a config is whole
+        shutil.copyfile(model / "config.json", path)
 
 
 def summary(log: Path) -> dict[str, Any]:
     """Ten points of a stage's log, each the mean of a stretch of steps, and the hours it took."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    rows = list({row["step"]: row for row in rows}.values())  # a resumed run logs some steps twice
+    rows = [row for row in read(log) if "loss" in row]  # without the steps that were skipped
     images = sum(row["images"] for row in rows)
     hours = sum(row["images"] / row["images_per_second"] for row in rows) / 3600
     stretch = max(len(rows) // 10, 1)

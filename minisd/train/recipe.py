@@ -7,7 +7,10 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import build
+from ..config import build, check, one_of
+
+OPTIMIZERS = ("adamw", "muon")
+WIDEST = 0.28  # of the power-function EMA: at 0.289 every step so far has the same weight
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,18 @@ class StageRecipe:
     decay: float = 0.4  # the last part of the steps, in which the learning rate falls to 0
     weight_decay: float = 0.01
     clip: float = 1.0
-    ema: float = 0.1  # width of the power-function EMA, as a part of the training so far
+    ema: float = 0.083  # width of the power-function EMA (sigma_rel), as a part of the training so far
     seed: int = 0
+    optimizer: str = "adamw"  # or "muon": for the matrices, with AdamW for the rest
     autocast: bool = True  # bf16 over fp32 weights
+    compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU
     save_every: int = 200
     grid_every: int = 200
+
+    def __post_init__(self) -> None:
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        check(0 < self.ema <= WIDEST, f"ema {self.ema} must be above 0 and at most {WIDEST}")
+        check(0 <= self.decay <= 1, f"decay {self.decay} must be in 0..1")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,14 @@
     tokenizer -> clip -> vae -> unet -> export
 
 A run folder holds all of one model: config.json (the recipe's config, with what the stages found out), tokenizer/,
-one checkpoint, log and set of grids a stage.
+one checkpoint, log and set of grids a stage, and stages.json, which names the finished ones with what they followed.
+Of many processes all go through every stage; what is made by one is made by the chief, and the others wait.
 """
 
 import dataclasses
+import json
+import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,12 +20,18 @@ from ..files import atomic
 from ..nn.clip import CLIPText
 from ..nn.vae import VAE
 from ..text.tokenizer import Tokenizer
+from . import processes
+from .checkpoint import trained
 from .clip import ClipStage
+from .data import pictures
+from .export import FINISHED
 from .export import export as write_model
-from .loop import run, trained
+from .latents import cached_latents
+from .loop import Stage, run
 from .recipe import Recipe
+from .stop import Stopped, now
 from .tokenizer import train_tokenizer
-from .unet import UnetStage, cached_latents
+from .unet import UnetStage
 from .vae import VaeStage
 
 
@@ -34,6 +44,8 @@ class Run:
     base: Config
     device: torch.device
     resume: bool = False
+    until: float = math.inf  # stop in good order when `stop.now()` is later
+    quiet: bool = False
 
     @property
     def config(self) -> Config:
@@ -42,39 +54,58 @@ class Run:
         return Config.load(path) if path.exists() else self.base
 
     def write_config(self, config: Config) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic(self.folder / "config.json") as path:
-            path.write_text(config.to_json(), encoding="utf-8")
+        write(self.folder / "config.json", config.to_json())
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.folder / "tokenizer", self.config.text[0])
 
 
+def write(path: Path, text: str) -> None:
+    """A small file, written by the chief; it is there for all processes after."""
+    if processes.chief():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    processes.wait()
+
+
+def say(text: str) -> None:
+    """What a stage found out, once."""
+    if processes.chief():
+        print(text, flush=True)
+
+
+def train(job: Run, stage: Stage) -> None:
+    """A network's stage, to its end."""
+    stage.module.to(job.device)
+    run(stage, job.folder, job.device, job.resume, job.until, job.quiet)
+
+
 def tokenizer(job: Run) -> None:
     """Learn the vocabulary and put its size and special ids into the run's config."""
-    size = train_tokenizer(job.folder / "tokenizer", job.recipe.tokenizer.captions, job.recipe.tokenizer.merges)
+    if processes.chief():
+        train_tokenizer(job.folder / "tokenizer", job.recipe.tokenizer.captions, job.recipe.tokenizer.merges)
+    processes.wait()
+    size = len(json.loads((job.folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8")))
     text = dataclasses.replace(job.config.text[0], vocab_size=size, bos_id=size - 2, eos_id=size - 1, pad_id=size - 1)
     job.write_config(dataclasses.replace(job.config, text=(text,)))
-    print(f"tokenizer: {size} tokens in {job.folder / 'tokenizer'}")
+    say(f"tokenizer: {size} tokens in {job.folder / 'tokenizer'}")
 
 
 def clip(job: Run) -> None:
     """Text tower and image tower."""
-    stage = ClipStage(job.recipe.clip, job.config.text[0], job.tokenizer(), job.recipe.size)
-    stage.module.to(job.device)
-    run(stage, job.folder, job.resume, job.device)
+    train(job, ClipStage(job.recipe.clip, job.config.text[0], job.tokenizer(), job.recipe.size))
 
 
 def vae(job: Run) -> None:
     """Autoencoder; then its scale factor, from the latents' own spread."""
     config = dataclasses.replace(job.config.vae, scale_factor=1.0)
     stage = VaeStage(job.recipe.vae, config, job.recipe.size)
-    stage.module.to(job.device)
-    run(stage, job.folder, job.resume, job.device)
+    train(job, stage)
     stage.module.load_state_dict(dict(trained(job.folder / "vae.safetensors")))
     scale = round(stage.unit_scale(), 4)
     job.write_config(dataclasses.replace(job.config, vae=dataclasses.replace(config, scale_factor=scale)))
-    print(f"vae: scale factor {scale}")
+    say(f"vae: scale factor {scale}")
 
 
 def unet(job: Run) -> None:
@@ -85,17 +116,51 @@ def unet(job: Run) -> None:
     autoencoder.to(job.device, memory_format=torch.channels_last)
     text = CLIPText(config.text[0])
     text.load_state_dict(dict(trained(job.folder / "clip.safetensors", "text.")))
-    latents = cached_latents(
-        job.folder / "latents.safetensors", autoencoder, recipe.latents, recipe.seed, job.recipe.size
-    )
-    stage = UnetStage(recipe, config, job.tokenizer(), text, autoencoder, latents)
-    stage.module.to(job.device)
-    run(stage, job.folder, job.resume, job.device)
+    shown = partial(pictures, recipe.seed, size=job.recipe.size)
+    source = f"world {recipe.seed} {job.recipe.size}"
+    latents = cached_latents(job.folder / "latents", autoencoder, recipe.latents, shown, source, job.until)
+    train(job, UnetStage(recipe, config, job.tokenizer(), text, autoencoder, latents))
 
 
 def export(job: Run) -> None:
     """The model folder that `minisd.load` reads, inside the run folder."""
-    write_model(job.folder, job.config, job.folder / "model")
+    if processes.chief():
+        write_model(job.folder, job.config, job.folder / "model")
+    processes.wait()
+
+
+def one(job: Run, name: str) -> None:
+    """One stage; then it stands in stages.json with the part of the recipe it followed.
+
+    Raises:
+        Stopped: as `loop.run` does.
+    """
+    STAGES[name](job)
+    write(job.folder / FINISHED, json.dumps(finished(job.folder) | {name: followed(job.recipe, name)}, indent=1) + "\n")
+
+
+def every(job: Run) -> None:
+    """All stages that are not finished, in order, each from where it stands."""
+    job = dataclasses.replace(job, resume=True)
+    for name in STAGES:
+        done = finished(job.folder)
+        if name != "export" and name in done and done[name] in (None, followed(job.recipe, name)):
+            say(f"{name}: finished before")
+            continue
+        if processes.together(now() > job.until):
+            raise Stopped(f"the time was over before {name}; the same command goes on with it")
+        one(job, name)
+
+
+def finished(folder: Path) -> dict[str, dict | None]:
+    """The finished stages of a run folder and what each followed; None: it came with the model that was begun from."""
+    path = folder / FINISHED
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def followed(recipe: Recipe, name: str) -> dict:
+    """A stage's part of the recipe, as plain data."""
+    return dataclasses.asdict(getattr(recipe, name)) | {"size": recipe.size} if name != "export" else {}
 
 
 STAGES = {"tokenizer": tokenizer, "clip": clip, "vae": vae, "unet": unet, "export": export}

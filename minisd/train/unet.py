@@ -5,20 +5,15 @@ The loss is |denoised - x0|^2 through the sampler's own scalings, weighted with 
 loss, capped where there is hardly any noise (min-SNR, Hang et al. 2023, https://arxiv.org/abs/2303.09556).
 """
 
-from pathlib import Path
-
 import torch
 from PIL.Image import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..config import Config
 from ..diffusion.denoise import PREDICTION, c_in, denoiser
 from ..diffusion.guidance import guided
 from ..diffusion.samplers import SAMPLERS, final
 from ..diffusion.schedule import make_plan, noise_table
-from ..files import atomic
 from ..image import grid, to_pil
 from ..nn.attention import Attention
 from ..nn.clip import CLIPText
@@ -58,7 +53,8 @@ class UnetStage:
             groups.append({"params": list(self.module["text"].parameters()), "scale": self.recipe.text_lr})
         return groups
 
-    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
+    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latents (b, c, h, w), ids (b, l) of their prompts, table times (b,) and noise (b, c, h, w)."""
         # The whole batch is drawn by every process, so that its parts are the same however many share it.
         draw, b = generator(self.recipe.seed, step), self.recipe.batch
         chosen = torch.randint(len(self.latents), (b,), generator=draw)
@@ -71,19 +67,22 @@ class UnetStage:
         t = (u**self.recipe.time_power * len(self.table.sigmas)).long()
         x0 = self.latents[chosen].float()
         noise = torch.randn(x0.shape, generator=draw)
-        loss = self.denoising_loss(x0[part], texts[part], t[part], noise[part])
+        return x0[part], self.tokenizer(texts[part]), t[part], noise[part]
+
+    def loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.denoising_loss(x0, ids, t, noise)
         # What cannot be known (where an object will be) makes the loss grow about with the square of the time, and
         # its noise drowns the middle times, where shapes are drawn. Divided by it, all levels have the same say.
-        share = (t[part] / len(self.table.sigmas)).clamp(min=0.15).to(loss.device) ** -self.recipe.time_balance
+        share = (t / len(self.table.sigmas)).clamp(min=0.15).to(loss.device) ** -self.recipe.time_balance
         return (share * loss).mean(), {}
 
-    def denoising_loss(self, x0: Tensor, texts: list[str], t: Tensor, noise: Tensor) -> Tensor:
+    def denoising_loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Weighted squared error (b,) of the estimate of x0 (b, c, h, w) at table times t (b,)."""
         device = next(self.module.parameters()).device
         sigma = self.table.sigmas[t].float().to(device).view(-1, 1, 1, 1)
         x0, noise = x0.to(device), noise.to(device)
         x = (x0 + sigma * noise) * c_in(sigma)
-        context, _ = self.module["text"](self.tokenizer(texts).to(device))
+        context, _ = self.module["text"](ids.to(device))
         f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), Conditioning(context))
         c_skip, c_out = PREDICTION[self.config.noise.prediction](sigma)
         denoised = c_skip * (x / c_in(sigma)) + c_out * f.float()
@@ -96,9 +95,10 @@ class UnetStage:
         unseen = scenes(seed, range(256), "test")
         x0 = self.vae.encode(pictures(seed, range(256), self.config.defaults.width, "test").to(device))[0]
         texts = [phrasings(scene)[0] for scene in unseen]
+        ids = self.tokenizer(texts)
         t = ((torch.arange(256) + 0.5) / 256 * len(self.table.sigmas)).long()
         noise = torch.randn(x0.shape, generator=generator(seed, -1))
-        losses = [self.denoising_loss(x0[i::4], texts[i::4], t[i::4], noise[i::4]).mean().item() for i in range(4)]
+        losses = [self.denoising_loss(x0[i::4], ids[i::4], t[i::4], noise[i::4]).mean().item() for i in range(4)]
         print(f"unet: loss on 256 unseen scenes {sum(losses) / 4:.5f}")
         return grid(to_pil(self.vae.decode(self.draw(texts[:16]))), columns=8)
 
@@ -126,20 +126,3 @@ def initialise(unet: UNet) -> UNet:
         nn.init.zeros_(end.weight)
         nn.init.zeros_(end.bias)
     return unet
-
-
-@torch.no_grad()
-def cached_latents(path: Path, vae: VAE, count: int, seed: int, size: int) -> Tensor:
-    """Posterior means of the first `count` training pictures, fp16 (count, c, h, w); kept in a file that grows."""
-    known = load_file(path)["latents"] if path.exists() else torch.empty(0)
-    if len(known) >= count:
-        return known[:count]
-    device, parts = next(vae.parameters()).device, [known] if len(known) else []
-    for start in tqdm(range(len(known), count, 64), desc="latents", unit="batch"):
-        images = pictures(seed, range(start, min(start + 64, count)), size)
-        images = images.to(device, memory_format=torch.channels_last)
-        parts.append(vae.encode(images)[0].half().contiguous().cpu())
-    latents = torch.cat(parts)
-    with atomic(path) as temporary:
-        save_file({"latents": latents}, temporary)
-    return latents
