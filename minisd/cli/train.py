@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import Config, check
@@ -38,6 +39,8 @@ def build_parser() -> Parser:
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), metavar="FOLDER", help=out)
     start = "a model folder, or mini: train on from its weights in a new run folder"
     parser.add_argument("--init", metavar="MODEL", help=start)
+    font = "Noto Color Emoji, to draw the world's emoji (default: the recipe's, or where systems keep it)"
+    parser.add_argument("--font", metavar="FILE", help=font)
     parser.add_argument("--resume", action="store_true", help="go on from the stage's checkpoint")
     parser.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
@@ -87,6 +90,10 @@ def checked(args: argparse.Namespace) -> tuple[Recipe, Config]:
         ValueError, OSError: the first thing that does not fit.
     """
     recipe = Recipe.load(args.recipe)
+    if args.font:
+        recipe = replace(recipe, world=replace(recipe.world, font=args.font))
+    if args.stage != "export":
+        recipe.world.check_font()
     base = Config.load(args.recipe.parent / recipe.config)
     for stage in NEEDS[args.stage]:
         there = made_by(args.out, stage).exists()

@@ -4,15 +4,16 @@ In: configs/train/*.toml. Out: a `Recipe` that names the model config and says h
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import build
+from ..world.recipe import WorldRecipe
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """BPE on the world's captions."""
+    """BPE on captions."""
 
     captions: int = 4000
     merges: int = 256
@@ -78,6 +79,7 @@ class Recipe:
     clip: ClipRecipe
     vae: VaeRecipe
     unet: UnetRecipe
+    world: WorldRecipe = field(default_factory=WorldRecipe)
 
     @staticmethod
     def load(path: str | Path) -> "Recipe":

@@ -7,6 +7,7 @@ one checkpoint, log and set of grids a stage.
 """
 
 import dataclasses
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,7 +17,9 @@ from ..files import atomic
 from ..nn.clip import CLIPText
 from ..nn.vae import VAE
 from ..text.tokenizer import Tokenizer
+from ..world.world import World
 from .clip import ClipStage
+from .data import Examples
 from .export import export as write_model
 from .loop import run, trained
 from .recipe import Recipe
@@ -46,13 +49,20 @@ class Run:
         with atomic(self.folder / "config.json") as path:
             path.write_text(config.to_json(), encoding="utf-8")
 
+    @cached_property
+    def examples(self) -> Examples:
+        """What is trained on."""
+        return World(self.recipe.world, self.recipe.size, self.device)
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.folder / "tokenizer", self.config.text[0])
 
 
 def tokenizer(job: Run) -> None:
     """Learn the vocabulary and put its size and special ids into the run's config."""
-    size = train_tokenizer(job.folder / "tokenizer", job.recipe.tokenizer.captions, job.recipe.tokenizer.merges)
+    recipe = job.recipe.tokenizer
+    captions = job.examples.captions(range(recipe.captions), 0)
+    size = train_tokenizer(job.folder / "tokenizer", captions, recipe.merges)
     text = dataclasses.replace(job.config.text[0], vocab_size=size, bos_id=size - 2, eos_id=size - 1, pad_id=size - 1)
     job.write_config(dataclasses.replace(job.config, text=(text,)))
     print(f"tokenizer: {size} tokens in {job.folder / 'tokenizer'}")
@@ -60,7 +70,7 @@ def tokenizer(job: Run) -> None:
 
 def clip(job: Run) -> None:
     """Text tower and image tower."""
-    stage = ClipStage(job.recipe.clip, job.config.text[0], job.tokenizer(), job.recipe.size)
+    stage = ClipStage(job.recipe.clip, job.config.text[0], job.tokenizer(), job.examples)
     stage.module.to(job.device)
     run(stage, job.folder, job.resume, job.device)
 
@@ -68,7 +78,7 @@ def clip(job: Run) -> None:
 def vae(job: Run) -> None:
     """Autoencoder; then its scale factor, from the latents' own spread."""
     config = dataclasses.replace(job.config.vae, scale_factor=1.0)
-    stage = VaeStage(job.recipe.vae, config, job.recipe.size)
+    stage = VaeStage(job.recipe.vae, config, job.examples)
     stage.module.to(job.device)
     run(stage, job.folder, job.resume, job.device)
     stage.module.load_state_dict(dict(trained(job.folder / "vae.safetensors")))
@@ -85,10 +95,8 @@ def unet(job: Run) -> None:
     autoencoder.to(job.device, memory_format=torch.channels_last)
     text = CLIPText(config.text[0])
     text.load_state_dict(dict(trained(job.folder / "clip.safetensors", "text.")))
-    latents = cached_latents(
-        job.folder / "latents.safetensors", autoencoder, recipe.latents, recipe.seed, job.recipe.size
-    )
-    stage = UnetStage(recipe, config, job.tokenizer(), text, autoencoder, latents)
+    latents = cached_latents(job.folder / "latents.safetensors", autoencoder, recipe.latents, job.examples)
+    stage = UnetStage(recipe, config, job.tokenizer(), text, autoencoder, latents, job.examples)
     stage.module.to(job.device)
     run(stage, job.folder, job.resume, job.device)
 
