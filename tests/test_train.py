@@ -20,7 +20,6 @@ from minisd.train.loop import run
 from minisd.train.optimizer import schedule, update_ema
 from minisd.train.recipe import Recipe, StageRecipe
 from minisd.train.stages import STAGES, Run
-from minisd.world.captions import corpus
 
 ROOT = Path(__file__).parent.parent
 SHORT = {"batch": 4, "save_every": 2, "grid_every": 4, "warmup": 2, "autocast": False}
@@ -75,9 +74,7 @@ def test_the_exported_model_draws(finished: Run) -> None:
 
 def test_latents_have_unit_variance(finished: Run) -> None:
     model = minisd.load(finished.folder / "model", device="cpu")
-    from minisd.train.data import pictures
-
-    mean, _ = model.vae.encode(pictures(0, range(64), 64))
+    mean, _ = model.vae.encode(finished.examples.pictures(range(64)))
     assert mean.std().item() == pytest.approx(1, abs=0.05)
 
 
@@ -212,7 +209,10 @@ def test_tokenizer_keeps_every_text(finished: Run) -> None:
         assert eos not in ids, text
         assert tokenizer.bpe.decode(ids) == text.lower()
     assert all(
-        len(tokenizer.content(word)) == 1 for caption in corpus(50) for word in caption.split() if word.isalpha()
+        len(tokenizer.content(word)) == 1
+        for caption in finished.examples.captions(range(50), 0)
+        for word in caption.split()
+        if word.isalpha()
     )
     typed = tokenizer(["a <|endoftext|> b \ud800", ""])
     assert typed.shape == (2, 32)

@@ -4,10 +4,11 @@ In: configs/train/*.toml. Out: a `Recipe` that names the model config and says h
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import build, check, one_of
+from ..world.recipe import WorldRecipe
 
 OPTIMIZERS = ("adamw", "muon")
 WIDEST = 0.28  # of the power-function EMA: at 0.289 every step so far has the same weight
@@ -15,7 +16,7 @@ WIDEST = 0.28  # of the power-function EMA: at 0.289 every step so far has the s
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """BPE on the world's captions."""
+    """BPE on captions."""
 
     captions: int = 4000
     merges: int = 256
@@ -88,6 +89,7 @@ class Recipe:
     clip: ClipRecipe
     vae: VaeRecipe
     unet: UnetRecipe
+    world: WorldRecipe = field(default_factory=WorldRecipe)
 
     @staticmethod
     def load(path: str | Path) -> "Recipe":

@@ -1,6 +1,6 @@
 """The UNet stage: denoise cached latents, told by the text tower what they show.
 
-In: the CLIP text tower, the VAE, scenes of the world. Out: the UNet (and the text tower, where it is tuned on).
+In: the CLIP text tower, the VAE, pictures with captions. Out: the UNet (and the text tower, where it is tuned on).
 The loss is |denoised - x0|^2 through the sampler's own scalings, weighted with min(SNR + 1, gamma): the v-prediction
 loss, capped where there is hardly any noise (min-SNR, Hang et al. 2023, https://arxiv.org/abs/2303.09556).
 """
@@ -22,8 +22,7 @@ from ..nn.unet import UNet
 from ..nn.vae import VAE
 from ..noise import ImageNoise
 from ..text.tokenizer import Tokenizer
-from ..world.captions import captions as phrasings
-from .data import captions, pictures, scenes
+from .data import Examples
 from .loop import fast_core, generator
 from .recipe import UnetRecipe
 
@@ -34,11 +33,18 @@ class UnetStage:
     name = "unet"
 
     def __init__(
-        self, recipe: UnetRecipe, config: Config, tokenizer: Tokenizer, text: CLIPText, vae: VAE, latents: Tensor
+        self,
+        recipe: UnetRecipe,
+        config: Config,
+        tokenizer: Tokenizer,
+        text: CLIPText,
+        vae: VAE,
+        latents: Tensor,
+        examples: Examples,
     ) -> None:
         self.recipe, self.config, self.tokenizer, self.vae = recipe, config, tokenizer, vae
         self.table = noise_table(config.noise)
-        self.latents, self.scenes = latents, scenes(recipe.seed, range(len(latents)))
+        self.latents, self.examples = latents, examples  # latent i is that of training picture i
         torch.manual_seed(recipe.seed)
         unet = initialise(UNet(config.unet)).to(memory_format=torch.channels_last)
         text.requires_grad_(recipe.text_lr > 0)
@@ -58,7 +64,7 @@ class UnetStage:
         # The whole batch is drawn by every process, so that its parts are the same however many share it.
         draw, b = generator(self.recipe.seed, step), self.recipe.batch
         chosen = torch.randint(len(self.latents), (b,), generator=draw)
-        texts = captions([self.scenes[i] for i in chosen], self.recipe.seed, step)
+        texts = self.examples.captions(chosen.tolist(), step)
         dropped = torch.rand(b, generator=draw) < self.recipe.drop_prompt
         texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         # One number from each of b equal stretches of 0..1: every step sees all noise levels. A power below 1 moves
@@ -92,9 +98,8 @@ class UnetStage:
     def grid(self) -> Image:
         """Sixteen unseen prompts drawn with the model's default steps; prints the loss on unseen scenes."""
         seed, device = self.recipe.seed, next(self.module.parameters()).device
-        unseen = scenes(seed, range(256), "test")
-        x0 = self.vae.encode(pictures(seed, range(256), self.config.defaults.width, "test").to(device))[0]
-        texts = [phrasings(scene)[0] for scene in unseen]
+        x0 = self.vae.encode(self.examples.pictures(range(256), "test").to(device))[0]
+        texts = self.examples.captions(range(256), 0, "test")
         ids = self.tokenizer(texts)
         t = ((torch.arange(256) + 0.5) / 256 * len(self.table.sigmas)).long()
         noise = torch.randn(x0.shape, generator=generator(seed, -1))
