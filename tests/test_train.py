@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 import minisd
 from minisd.config import Config
+from minisd.nn.clip import CLIPText
 from minisd.text.tokenizer import Tokenizer
 from minisd.train import stages
 from minisd.train.export import unpack
@@ -137,6 +138,28 @@ STAGES["unet"](Run(tiny_recipe(), Path({str(tmp_path)!r}), tiny_config(), torch.
     for key in whole:
         if key.startswith("model."):
             assert torch.allclose(whole[key], shared[key], atol=1e-5), key
+
+
+def test_each_step_draws_its_clip_skip(finished: Run, tmp_path: Path, monkeypatch) -> None:
+    """The skips asked for, all of them, are what the text tower is told; with none it is the model's own."""
+    (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
+    for name in ("config.json", "clip.safetensors", "vae.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    told: list[int | None] = []
+    forward = CLIPText.forward
+
+    def spy(self, ids, clip_skip=None, pooled=None):
+        told.append(clip_skip)
+        return forward(self, ids, clip_skip, pooled)
+
+    monkeypatch.setattr(CLIPText, "forward", spy)
+    for skips in ((), (1, 2)):
+        told.clear()
+        unet = dataclasses.replace(finished.recipe.unet, steps=12, grid_every=99, clip_skips=skips)
+        job = dataclasses.replace(finished, recipe=dataclasses.replace(finished.recipe, unet=unet), folder=tmp_path)
+        STAGES["unet"](job)
+        assert set(told[:12]) == (set(skips) or {None})
+        (tmp_path / "unet.safetensors").unlink()
 
 
 def test_a_checkpoint_is_never_overwritten_by_accident(finished: Run) -> None:

@@ -74,6 +74,7 @@ class UnetRecipe(StageRecipe):
     latents: int = 48_000
     drop_prompt: float = 0.1
     text_lr: float = 0.0  # learning rate of the text tower as a part of `lr`; 0: frozen
+    clip_skips: tuple[int, ...] = ()  # each step draws one of them, so that all work; (): the model's own
     snr_gamma: float = 5.0
     time_power: float = 1.0  # training times are u ** time_power of the table, u even in 0..1
     time_balance: float = 0.0  # the loss at time t (0..1) is divided by t ** time_balance

@@ -59,8 +59,8 @@ class UnetStage:
             groups.append({"params": list(self.module["text"].parameters()), "scale": self.recipe.text_lr})
         return groups
 
-    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents (b, c, h, w), ids (b, l) of their prompts, table times (b,) and noise (b, c, h, w)."""
+    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, int | None]:
+        """Latents (b, c, h, w), ids (b, l) of their prompts, table times (b,), noise (b, c, h, w) and the clip skip."""
         # The whole batch is drawn by every process, so that its parts are the same however many share it.
         draw, b = generator(self.recipe.seed, step), self.recipe.batch
         chosen = torch.randint(len(self.latents), (b,), generator=draw)
@@ -73,22 +73,26 @@ class UnetStage:
         t = (u**self.recipe.time_power * len(self.table.sigmas)).long()
         x0 = self.latents[chosen].float()
         noise = torch.randn(x0.shape, generator=draw)
-        return x0[part], self.tokenizer(texts[part]), t[part], noise[part]
+        skips = self.recipe.clip_skips or (None,)
+        skip = skips[int(torch.randint(len(skips), (), generator=draw))]
+        return x0[part], self.tokenizer(texts[part]), t[part], noise[part], skip
 
-    def loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.denoising_loss(x0, ids, t, noise)
+    def loss(
+        self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor, skip: int | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.denoising_loss(x0, ids, t, noise, skip)
         # What cannot be known (where an object will be) makes the loss grow about with the square of the time, and
         # its noise drowns the middle times, where shapes are drawn. Divided by it, all levels have the same say.
         share = (t / len(self.table.sigmas)).clamp(min=0.15).to(loss.device) ** -self.recipe.time_balance
         return (share * loss).mean(), {}
 
-    def denoising_loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Weighted squared error (b,) of the estimate of x0 (b, c, h, w) at table times t (b,)."""
+    def denoising_loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor, skip: int | None = None) -> Tensor:
+        """Weighted squared error (b,) of the estimate of x0 (b, c, h, w) at table times t (b,), by a clip skip."""
         device = next(self.module.parameters()).device
         sigma = self.table.sigmas[t].float().to(device).view(-1, 1, 1, 1)
         x0, noise = x0.to(device), noise.to(device)
         x = (x0 + sigma * noise) * c_in(sigma)
-        context, _ = self.module["text"](ids.to(device))
+        context, _ = self.module["text"](ids.to(device), skip)
         f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), Conditioning(context))
         c_skip, c_out = PREDICTION[self.config.noise.prediction](sigma)
         denoised = c_skip * (x / c_in(sigma)) + c_out * f.float()
