@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from minisd.world.grounds import paint
@@ -72,17 +73,23 @@ class Painter:
             for size, atlas in enumerate(self.atlases):
                 rows = ((plan.sprite[:, slot] >= 0) & (plan.size[:, slot] == size)).nonzero().squeeze(1)
                 if len(rows):
-                    where = rows.to(self.device)
                     sprites = atlas[plan.sprite[rows, slot].to(self.device)].float()
-                    laid = self.laid(sprites, plan.box[rows, slot].to(self.device))
-                    pictures[where] = pictures[where] * (1 - laid[:, 3:] / 255) + laid[:, :3]
+                    self.lay(pictures, rows.to(self.device), sprites, plan.box[rows, slot].to(self.device))
         return pictures / 127.5 - 1
 
-    def laid(self, sprites: Tensor, box: Tensor) -> Tensor:
-        """Sprites (k, 4, m, m) with a border, each in its box (k, 3) of an else empty picture (k, 4, size, size)."""
-        pixels = (torch.arange(self.size, device=box.device) + 0.5) / self.size
-        side = sprites.shape[-1]
+    def lay(self, pictures: Tensor, rows: Tensor, sprites: Tensor, box: Tensor) -> None:
+        """Lay sprites (k, 4, m, m), border included, over the pictures (b, 3, size, size) of some rows (k,), in place."""
+        m = sprites.shape[-1]
+        steps = torch.arange(m, device=box.device)
+        # The m x m pixels around the box, of those that there are.
+        corner = ((box[:, :2] - box[:, 2:] / 2) * self.size - 1).floor().long().clamp(0, self.size - m)
+        x, y = (corner[:, k, None] + steps for k in (0, 1))
         # From the picture's width to the sprite's, whose border lies outside the box; then to grid_sample's -1..1.
-        x, y = (((pixels - box[:, k, None]) / box[:, 2, None]) * 2 * (side - 2) / side for k in (0, 1))
-        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
-        return F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        scale = 2 * (m - 2) / m / box[:, 2, None]
+        u, v = ((pixels + 0.5) / self.size - box[:, k, None] for k, pixels in enumerate((x, y)))
+        grid = torch.stack(torch.broadcast_tensors((u * scale)[:, None, :], (v * scale)[:, :, None]), dim=-1)
+        laid = F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        where = rows[:, None, None], y[:, :, None], x[:, None, :]
+        below = rearrange(pictures, "b c h w -> b h w c")
+        laid = rearrange(laid, "k c h w -> k h w c")
+        below[where] = below[where] * (1 - laid[..., 3:] / 255) + laid[..., :3]

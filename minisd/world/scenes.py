@@ -10,10 +10,10 @@ keep an evaluation honest:
 
 import hashlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from minisd.world.layout import at_place, related, scattered
 from minisd.world.words import (
@@ -163,14 +163,22 @@ def held_out(item: Object) -> bool:
     return not item.own and hashlib.sha256(f"{item.noun}/{item.colour}".encode()).digest()[0] < 21
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What stands out from a ground: objects without place or pattern, by the way they are drawn at random."""
 
-    shapes: tuple[Object, ...]
-    emoji: tuple[Object, ...]  # as they are
-    hued: tuple[Object, ...]
-    held_out: tuple[Object, ...]
+    shapes: list[Object]
+    emoji: list[Object]  # as they are
+    hued: list[Object]
+    held_out: list[Object]
+
+
+def sort_of(item: Object) -> str:
+    """The field of `Choice` that an object belongs to."""
+    if held_out(item):
+        return "held_out"
+    if item.noun in SHAPES:
+        return "shapes"
+    return "emoji" if item.own else "hued"
 
 
 class Vocabulary:
@@ -180,13 +188,13 @@ class Vocabulary:
         self,
         nouns: Mapping[str, tuple[str, ...]],
         own: Mapping[str, str],
-        clear: Callable[[str, str | None, str], bool],
+        clear: Mapping[str, Collection[tuple[str, str | None]]],
         patterns: Sequence[str] = PATTERNS,
         grounds: Sequence[str] = tuple(GROUND_KINDS),
         shapes: float = 0.3,
     ) -> None:
-        """`nouns` are the emoji with their hues, `own` the colour words of emoji as they are; `clear(noun, hue, ground)`
-        says whether a thing stands out; `shapes` is the share of objects that are shapes, where there are emoji."""
+        """`nouns` are the emoji with their hues, `own` the colour words of emoji as they are; `clear` holds for each
+        ground the (noun, hue) that stand out; `shapes` is the share of shapes, where there are emoji."""
         self.nouns, self.own = nouns, own
         self.patterns_of = {  # beside plain
             shape: tuple(p for p in patterns if p not in ("plain", *NEVER.get(shape, ()))) for shape in SHAPES
@@ -195,26 +203,21 @@ class Vocabulary:
         self.kinds = {kind: GROUND_KINDS[kind] for kind in grounds}
         every = [self.item(shape, colour) for shape in SHAPES for colour in COLOURS]
         every += [self.item(noun, colour) for noun, hues in nouns.items() for colour in (None, *hues)]
-        self.on = {ground: self._choice(every, clear, ground) for kind in grounds for ground in GROUNDS[kind]}
-        self._told = {
-            ground: {item.look[:2] for part in (choice.shapes, choice.emoji, choice.hued) for item in part}
-            for ground, choice in self.on.items()
-        }
+        sorted_out = [(item, item.look[:2], sort_of(item)) for item in every]
+        self.on: dict[str, Choice] = {}
+        self._told: dict[str, set[tuple[str, str | None]]] = {}  # what training may show on a ground
+        for ground in (ground for kind in grounds for ground in GROUNDS[kind]):
+            parts: dict[str, list[Object]] = {sort: [] for sort in Choice._fields}
+            for item, look, sort in sorted_out:
+                if look in clear[ground]:
+                    parts[sort].append(item)
+            self.on[ground] = Choice(**parts)
+            self._told[ground] = {item.look[:2] for sort, items in parts.items() if sort != "held_out" for item in items}
 
     def item(self, noun: str, colour: str | None) -> Object:
         """A small thing nowhere; a hue of None, or an emoji's own colour, is the emoji as it is."""
         own = noun not in SHAPES and colour in (None, self.own.get(noun))
         return Object(noun, self.own.get(noun) if own else colour, "small", 0.5, 0.5, SIZES["small"], "plain", own)
-
-    def _choice(self, every: list[Object], clear: Callable[[str, str | None, str], bool], ground: str) -> Choice:
-        seen = [item for item in every if clear(item.noun, item.look[1], ground)]
-        told = [item for item in seen if not held_out(item)]
-        return Choice(
-            tuple(item for item in told if item.noun in SHAPES),
-            tuple(item for item in told if item.own),
-            tuple(item for item in told if item.noun not in SHAPES and not item.own),
-            tuple(item for item in seen if held_out(item)),
-        )
 
     def sample(self, rng: random.Random, split: str = "train", kind: str | None = None) -> Scene:
         """A random scene of a split, of one of KINDS or of any.
