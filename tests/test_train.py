@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 import minisd
 from minisd.config import Config
+from minisd.nn.clip import CLIPText
 from minisd.text.tokenizer import Tokenizer
 from minisd.train import stages
-from minisd.train.data import World
-from minisd.train.loop import run, schedule, update_ema
+from minisd.train.loop import run
+from minisd.train.optimizer import schedule, update_ema
 from minisd.train.recipe import Recipe, StageRecipe
 from minisd.train.stages import STAGES, Run
 from minisd.train.start import start_from
-from minisd.world.captions import corpus
 
 ROOT = Path(__file__).parent.parent
 SHORT = {"batch": 4, "save_every": 2, "grid_every": 4, "warmup": 2, "autocast": False}
@@ -50,8 +50,8 @@ def tiny_config() -> Config:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """All stages of a tiny model, run once."""
     job = Run(tiny_recipe(), tmp_path_factory.mktemp("run"), tiny_config(), torch.device("cpu"))
-    for stage in ("tokenizer", "clip", "vae", "unet", "export"):
-        STAGES[stage](job)
+    for stage in STAGES.values():
+        stage(job)
     return job
 
 
@@ -75,14 +75,14 @@ def test_the_exported_model_draws(finished: Run) -> None:
 
 def test_latents_have_unit_variance(finished: Run) -> None:
     model = minisd.load(finished.folder / "model", device="cpu")
-    mean, _ = model.vae.encode(World(64, 0).pictures(range(64)))
+    mean, _ = model.vae.encode(finished.examples.pictures(range(64)))
     assert mean.std().item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("stage", ["clip", "vae", "unet"])
 def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str, monkeypatch) -> None:
     """Stopped after step 2 and resumed: weights, EMA and optimizer equal those of the unbroken run bit for bit."""
-    needs = {"unet": ["clip.safetensors", "vae.safetensors", "latents.safetensors"]}.get(stage, [])
+    needs = {"unet": ["clip.safetensors", "vae.safetensors"]}.get(stage, [])
     (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
     for name in ["config.json", *needs]:
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
@@ -91,16 +91,17 @@ def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str
     class Cut(Exception):
         pass
 
-    def cut_at_step_three(stage_object, out, resume, device) -> None:
-        original = stage_object.loss
+    def cut_at_step_three(stage_object, out, device, resume, *rest) -> None:
+        steps, original = [], stage_object.loss
 
-        def loss(step, part):
-            if step == 3 and not resume:
+        def loss(*prepared):
+            if len(steps) == 3 and not resume:
                 raise Cut
-            return original(step, part)
+            steps.append(prepared)
+            return original(*prepared)
 
         stage_object.loss = loss
-        run(stage_object, out, resume, device)
+        run(stage_object, out, device, resume, *rest)
 
     monkeypatch.setattr(stages, "run", cut_at_step_three)
     with pytest.raises(Cut):
@@ -113,7 +114,7 @@ def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str
 
 def test_two_processes_train_as_one(finished: Run, tmp_path: Path) -> None:
     """The same global batch shared by two processes gives the same losses and the same weights."""
-    for name in ("config.json", "clip.safetensors", "vae.safetensors", "latents.safetensors"):
+    for name in ("config.json", "clip.safetensors", "vae.safetensors"):
         (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
     (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
     code = f"""
@@ -137,6 +138,28 @@ STAGES["unet"](Run(tiny_recipe(), Path({str(tmp_path)!r}), tiny_config(), torch.
     for key in whole:
         if key.startswith("model."):
             assert torch.allclose(whole[key], shared[key], atol=1e-5), key
+
+
+def test_each_step_draws_its_clip_skip(finished: Run, tmp_path: Path, monkeypatch) -> None:
+    """The skips asked for, all of them, are what the text tower is told; with none it is the model's own."""
+    (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
+    for name in ("config.json", "clip.safetensors", "vae.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    told: list[int | None] = []
+    forward = CLIPText.forward
+
+    def spy(self, ids, clip_skip=None, pooled=None):
+        told.append(clip_skip)
+        return forward(self, ids, clip_skip, pooled)
+
+    monkeypatch.setattr(CLIPText, "forward", spy)
+    for skips in ((), (1, 2)):
+        told.clear()
+        unet = dataclasses.replace(finished.recipe.unet, steps=12, grid_every=99, clip_skips=skips)
+        job = dataclasses.replace(finished, recipe=dataclasses.replace(finished.recipe, unet=unet), folder=tmp_path)
+        STAGES["unet"](job)
+        assert set(told[:12]) == (set(skips) or {None})
+        (tmp_path / "unet.safetensors").unlink()
 
 
 def test_a_checkpoint_is_never_overwritten_by_accident(finished: Run) -> None:
@@ -177,7 +200,7 @@ def test_power_ema_weighs_step_i_with_its_power() -> None:
     values = torch.randn(steps, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ema = {"x": values[:1].clone()}
     for step in range(steps):
-        update_ema(ema, {"x": torch.nn.Parameter(values[step : step + 1])}, step, 1 / power)
+        update_ema(ema, {"x": torch.nn.Parameter(values[step : step + 1])}, step, power - 1)
     index = torch.arange(1, steps + 1, dtype=torch.float64)
     # keep_i = (1 - 1/i)^p telescopes: the weight of step i in the end is (1 - keep_i) * prod of later keeps.
     keep = (1 - 1 / index) ** power
@@ -208,7 +231,10 @@ def test_tokenizer_keeps_every_text(finished: Run) -> None:
         assert eos not in ids, text
         assert tokenizer.bpe.decode(ids) == text.lower()
     assert all(
-        len(tokenizer.content(word)) == 1 for caption in corpus(50) for word in caption.split() if word.isalpha()
+        len(tokenizer.content(word)) == 1
+        for caption in finished.examples.captions(range(50), 0)
+        for word in caption.split()
+        if word.isalpha()
     )
     typed = tokenizer(["a <|endoftext|> b \ud800", ""])
     assert typed.shape == (2, 32)

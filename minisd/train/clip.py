@@ -1,6 +1,6 @@
 """The CLIP stage: a text tower and an image tower learn to find each other's match in a batch.
 
-In: pictures and captions. Out: the text tower that conditions the UNet. The image tower only teaches,
+In: pictures with captions. Out: the text tower that conditions the UNet. The image tower only teaches,
 and so does a sketcher that has to lay out the picture from the text's context by cross-attention, as the UNet will.
 Radford et al. 2021, https://arxiv.org/abs/2103.00020
 """
@@ -22,9 +22,11 @@ from ..nn.attention import Attention
 from ..nn.blocks import TransformerBlock
 from ..nn.clip import Block, CLIPText
 from ..text.tokenizer import Tokenizer
-from ..world.captions import captions as phrasings
-from ..world.scenes import HELD_OUT, INVERSE, SHAPES, Scene, recipe, reserved
-from .data import Examples, World, batch_indices, captions
+from ..world.scenes import recipe as truth
+from ..world.words import INVERSE
+from ..world.world import World
+from . import processes
+from .data import Examples, batch_indices
 from .loop import fast_core
 from .recipe import ClipRecipe
 
@@ -74,7 +76,7 @@ class Sketcher(nn.Module):
 
 
 class ClipStage:
-    """Contrastive training on an endless stream of examples."""
+    """Contrastive training on an endless stream of scenes."""
 
     name = "clip"
 
@@ -92,103 +94,92 @@ class ClipStage:
     def groups(self) -> list[dict]:
         return [{"params": list(self.module.parameters()), "scale": 1.0}]
 
-    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
-        if part != slice(0, self.recipe.batch):  # the others' pictures are what a caption is told apart from
-            raise ValueError("the clip stage needs its whole batch in one process: start it without torchrun")
-        indices, b = batch_indices(step, self.recipe.batch), self.recipe.batch
-        images = self.examples.pictures(indices).to(self.module.log_scale.device)
-        if step < self.recipe.sketch_steps:
-            context, _ = self.encode(self.examples.captions(indices, step))
-            loss = self.sketch_loss(context, images)
-            return loss, {"sketch": loss.item()}
-        logits, same, context = self.match(images, *self.told(indices, step))
+    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of this process: pictures (b, 3, H, W) and ids (b + lies, l) of what is told of them. Of all: what is told
+        (rows) alike of what is shown (columns); None while the sketcher learns alone."""
+        recipe, indices = self.recipe, batch_indices(step, self.recipe.batch)
+        images = self.examples.pictures(indices[part]).to(self.module.log_scale.device)
+        if step < recipe.sketch_steps:
+            return images, self.tokenizer(self.examples.captions(indices[part], step)), None
+        texts, truths = self.told(indices, step, recipe.lies)
+        ids = self.tokenizer(texts[part] + processes.share(texts[recipe.batch :]))
+        return images, ids, told_alike(truths, truths[: recipe.batch])
+
+    def loss(self, images: Tensor, ids: Tensor, same: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        context, text = self.module["text"](ids.to(images.device), pooled=True)
+        n, b = len(images), self.recipe.batch
+        sketch = self.sketch_loss(context[:n], images)
+        if same is None:
+            return sketch, {"sketch": sketch.detach()}
+        # Others' pictures and captions are what a match is told apart from: every process sees those of all.
+        shown = processes.gather(self.module["image"](images))
+        told = torch.cat([processes.gather(text[:n]), processes.gather(text[n:])])[: len(same)]
+        logits, same = self.similar(told, shown), same.to(images.device)
         # A picture finds its caption among all, lies included; a caption finds its picture.
         find_caption = F.cross_entropy(logits.T, (same / same.sum(dim=0)).T)
         find_picture = F.cross_entropy(logits[:b], same[:b] / same[:b].sum(dim=1, keepdim=True))
-        sketch = self.sketch_loss(context[:b], images)
         hit = same.T.gather(1, logits.T.argmax(1, keepdim=True)).mean()
         loss = (find_caption + find_picture) / 2 + self.recipe.sketch * sketch
-        return loss, {"accuracy": hit.item(), "sketch": sketch.item()}
-
-    def told(self, indices: range, step: int, split: str = "train") -> tuple[list[str], Tensor]:
-        """A caption of each picture, and where (told, b) a caption (rows) tells what a picture (columns) shows.
-
-        Of the world's pictures come up to `lies` near misses of each after them: in a batch of random scenes colours
-        and shapes are enough to find a match (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936). Of others
-        no more is known than that equal captions tell the same.
-        """
-        if not isinstance(self.examples, World):
-            texts = self.examples.captions(indices, step, split)
-            return texts, torch.tensor([[float(a == b) for b in texts] for a in texts])
-        batch = self.examples.scenes(indices, split)
-        if split == "test":
-            return self.examples.captions(indices, step, split), told_alike(batch, batch)
-        rng = random.Random(f"lies/{self.recipe.seed}/{step}")
-        told = batch + [lie for scene in batch for lie in near_misses(scene, rng)[: self.recipe.lies]]
-        return captions(told, self.recipe.seed, step), told_alike(told, batch)
+        return loss, {"accuracy": hit, "sketch": sketch.detach()}
 
     def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Contexts (b, l, e) and pooled vectors (b, p) of captions."""
+        """Context (b, l, e) and pooled vector (b, p) of some captions."""
         return self.module["text"](self.tokenizer(texts).to(self.module.log_scale.device), pooled=True)
 
     def sketch_loss(self, context: Tensor, images: Tensor) -> Tensor:
         """Mean squared error of the picture told by a context (b, l, e), at 16x16."""
         return F.mse_loss(self.module["sketcher"](context).float(), F.adaptive_avg_pool2d(images, 16))
 
-    def match(self, images: Tensor, texts: list[str], same: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scaled similarities of every caption (rows) with every picture (columns), `same` beside them, and the
-        captions' contexts."""
-        context, text = self.encode(texts)
-        image = self.module["image"](images)
+    def told(self, indices: range, step: int, lies: int, split: str = "train") -> tuple[list[str], list[str]]:
+        """Captions of some examples and, for each, a text that is the same where they tell of the same thing.
+
+        Where the examples are a world's, up to `lies` near misses of each follow: in a batch of random scenes colours
+        and nouns are enough to find a match (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
+        """
+        world = self.examples
+        texts = world.captions(indices, step, split)
+        if not isinstance(world, World):
+            return texts, texts
+        rng = random.Random(f"lies/{self.recipe.seed}/{step}")
+        scenes = world.scenes(indices, split)
+        made = [(i, lie) for i, s in zip(indices, scenes, strict=True) for lie in world.near_misses(s, rng)[:lies]]
+        texts += [world.caption(lie, i, step) for i, lie in made]
+        return texts, [truth(scene) for scene in (*scenes, *(lie for _, lie in made))]
+
+    def similar(self, told: Tensor, shown: Tensor) -> Tensor:
+        """Scaled similarities of pooled texts (rows) and pictures (columns)."""
         scale = self.module.log_scale.clamp(max=math.log(100)).exp()
-        logits = scale * F.normalize(text.float(), dim=-1) @ F.normalize(image.float(), dim=-1).T
-        return logits, same.to(images.device), context
+        return scale * F.normalize(told.float(), dim=-1) @ F.normalize(shown.float(), dim=-1).T
 
     def grid(self) -> Image:
         """Pictures of 32 unseen examples (above) and what the sketcher makes of their captions (below)."""
-        count = min(256, self.examples.distinct("test") or 256)
-        images = self.examples.pictures(range(count), "test").to(self.module.log_scale.device)
-        logits, same, context = self.match(images, *self.told(range(count), 0, "test"))
+        unseen = range(256)
+        images = self.examples.pictures(unseen, "test").to(self.module.log_scale.device)
+        texts, truths = self.told(unseen, 0, lies=0, split="test")
+        context, text = self.encode(texts)
+        logits, same = self.similar(text, self.module["image"](images)), told_alike(truths, truths).to(images.device)
         accuracy = same.gather(1, logits.argmax(1, keepdim=True)).mean().item()
-        print(f"clip: {count} unseen pictures found by their caption {accuracy:.3f}")
-        if isinstance(self.examples, World):
-            self.compare_relations(images, self.examples.scenes(range(count), "test"))
-        shown = images[:32]
+        print(f"clip: 256 unseen pictures found by their caption {accuracy:.3f}{self.relations(images)}")
         sketches = F.interpolate(self.module["sketcher"](context[:32]).float(), size=self.examples.size)
-        rows = [x for i in (0, 16) for x in (shown[i : i + 16], sketches[i : i + 16])]
-        return grid(to_pil(torch.cat(rows)), columns=min(16, len(shown)))
+        return grid(to_pil(torch.cat([images[:16], sketches[:16], images[16:32], sketches[16:]])), columns=16)
 
-    def compare_relations(self, images: Tensor, batch: list[Scene]) -> None:
-        """Print how far sketches of two objects are off, told right and told with the relation turned round."""
-        pairs = [i for i, scene in enumerate(batch) if scene.relation]
-        turned = [replace(batch[i], relation=INVERSE[batch[i].relation]) for i in pairs]
-        told = ([phrasings(scene)[0] for scene in some] for some in ([batch[i] for i in pairs], turned))
-        contexts = [self.encode(texts)[0] for texts in told]
-        right, other = (self.sketch_loss(c, images[pairs]).item() for c in contexts)
-        print(f"clip: sketches of two objects {right:.4f} off, with the relation turned round {other:.4f}")
-
-
-def told_alike(told: list[Scene], shown: list[Scene]) -> Tensor:
-    """1 where what is told has the same factors as what is shown (told, shown)."""
-    recipes = [recipe(scene) for scene in shown]
-    return torch.tensor([[float(recipe(a) == b) for b in recipes] for a in told])
+    def relations(self, images: Tensor) -> str:
+        """How much worse the sketches of a world's unseen pairs are with the relation turned round, in words."""
+        if not isinstance(self.examples, World):
+            return ""
+        scenes = self.examples.scenes(range(len(images)), "test")
+        pairs = [i for i, scene in enumerate(scenes) if scene.relation]
+        turned = [replace(scenes[i], relation=INVERSE[scenes[i].relation]) for i in pairs]
+        errors = []
+        for told in ([scenes[i] for i in pairs], turned):
+            context, _ = self.encode([self.examples.caption(scene, i, 0) for i, scene in zip(pairs, told, strict=True)])
+            errors.append(self.sketch_loss(context, images[pairs]).item())
+        return f"; sketches of pairs {errors[0]:.4f} off, with the relation turned round {errors[1]:.4f}"
 
 
-def near_misses(scene: Scene, rng: random.Random) -> list[Scene]:
-    """Scenes that differ in one thing, in random order: the relation, one object's shape, whose colour or shape is
-    whose. None of them is held out or reserved, so that no word of theirs is learnt here."""
-    first, *rest = scene.objects
-    others = [s for s in SHAPES if s != first.shape]
-    found = [replace(scene, objects=(replace(first, shape=rng.choice(others)), *rest))]
-    if rest:
-        second = rest[0]
-        found.append(replace(scene, relation=INVERSE[scene.relation]))
-        for name in ("colour", "shape", "size"):
-            swapped = (replace(first, **{name: getattr(second, name)}), replace(second, **{name: getattr(first, name)}))
-            found.append(replace(scene, objects=swapped))
-    rng.shuffle(found)
-    allowed = [s for s in found if recipe(s) != recipe(scene) and not reserved(recipe(s))]
-    return [s for s in allowed if not any((o.shape, o.colour) in HELD_OUT for o in s.objects)]
+def told_alike(told: list[str], shown: list[str]) -> Tensor:
+    """1 where what is told is what is shown (told, shown)."""
+    return torch.tensor([[float(a == b) for b in shown] for a in told])
 
 
 def initialise(text: CLIPText) -> CLIPText:

@@ -4,7 +4,6 @@ In: a run folder. Out: config.json, tokenizer/, model.safetensors (EMA weights, 
 each file and a summary of the training log.
 """
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..weights.folder import save
+from .log import read
 from .start import network, started_from
 
 NETWORKS = ("clip", "vae", "unet")
@@ -41,8 +41,7 @@ def export(run: Path, config: Config, folder: Path) -> None:
 
 def summary(log: Path) -> dict[str, Any]:
     """Ten points of a stage's log, each the mean of a stretch of steps, and the hours it took."""
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    rows = list({row["step"]: row for row in rows}.values())  # a resumed run logs some steps twice
+    rows = [row for row in read(log) if "loss" in row]  # without the steps that were skipped
     images = sum(row["images"] for row in rows)
     hours = sum(row["images"] / row["images_per_second"] for row in rows) / 3600
     stretch = max(len(rows) // 10, 1)

@@ -60,9 +60,10 @@ class Folder:
             for i in indices
         ]
 
-    def distinct(self, split: str = "train") -> int | None:
-        """Pictures in the split; None where each is cut in another place every time."""
-        return None if self.random_crop and split == "train" else len(self.splits[split])
+    @property
+    def distinct(self) -> int | None:
+        """Pictures to train on; None where each is cut in another place every time."""
+        return None if self.random_crop else len(self.splits["train"])
 
     def entry(self, index: int, split: str) -> Entry:
         """The picture of an index."""

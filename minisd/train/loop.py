@@ -1,32 +1,32 @@
-"""One training loop for every stage: AdamW, warm-up and decay, EMA, checkpoints that resume, a log.
+"""One training loop for every stage, in one process or many, that can be stopped at any moment and goes on.
 
-In: a `Stage` (the parameters, a loss for step i, a picture to look at). Out: `<stage>.safetensors` with weights,
-EMA and optimizer in one file, `<stage>.jsonl` with the log, `<stage>-<step>.png` grids.
-Whatever a step draws is a function of (seed, step), so a resumed run goes on as if it had never stopped.
-AdamW: Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101; power-function EMA: Karras et al. 2024,
-https://arxiv.org/abs/2312.02696
+In: a `Stage` (the parameters, a loss for step i, a picture to look at). Out: `<stage>.safetensors` with weights, EMA
+and optimizer, `<stage>.jsonl` with the log, `<stage>-<step>.png` grids.
+Whatever a step draws is a function of (seed, global sample index): a resumed run sees what it would have seen, and many
+processes share what one would have seen.
 """
 
-import json
 import math
-import os
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Protocol
+from time import perf_counter
+from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from PIL.Image import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..files import atomic
 from ..nn.attention import Core, explicit, sdpa
+from . import processes
+from .checkpoint import State, restore, save
+from .log import Log
+from .optimizer import Optimizer, exponent, flat_gradients, schedule, update_ema
 from .recipe import StageRecipe
+from .stop import Stopped, stopping
+
+PATIENCE = 10  # steps in a row whose loss is not finite
 
 
 class Stage(Protocol):
@@ -39,157 +39,135 @@ class Stage(Protocol):
     def groups(self) -> list[dict]:
         """Parameter groups, each with `params` and a `scale` of the learning rate."""
 
-    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
-        """The loss on this process's part of a step's batch, and what else to log."""
+    def prepare(self, step: int, part: slice) -> tuple:
+        """What the loss of a step needs: all that is drawn or read for this process's part of its batch.
+
+        It is asked for while the device still works on the step before, so it must not look at the weights."""
+
+    def loss(self, *prepared: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on this process's part of a step's batch, and what else to log; over all processes the mean counts.
+
+        It should not wait for the device: figures stay tensors."""
 
     def grid(self) -> Image:
         """Pictures that show how far the module (now holding EMA weights) is."""
 
 
-def run(stage: Stage, out: Path, resume: bool, device: torch.device) -> None:
-    """Train a stage to its last step, or from where its checkpoint stands.
+def run(
+    stage: Stage, out: Path, device: torch.device, resume: bool = False, until: float = math.inf, quiet: bool = False
+) -> None:
+    """Train a stage to its last step, from the first or from where its checkpoint stands.
+
+    Args:
+        until: stop in good order when `stop.now()` is later than this.
 
     Raises:
         FileExistsError: there is a checkpoint and `resume` is False.
-        RuntimeError: the loss was not finite ten times.
+        ValueError: the checkpoint is of another network, or the processes cannot share the batch.
+        Stopped: a signal came, or the time is over; the checkpoint holds every step done.
+        FloatingPointError: the loss or its gradient was not finite ten times in a row.
+        OSError: the log, a grid or a checkpoint cannot be written; the checkpoint before is whole.
     """
-    rank, world = processes()
+    recipe, path, chief = stage.recipe, out / f"{stage.name}.safetensors", processes.chief()
+    part = processes.part(recipe.batch)
     out.mkdir(parents=True, exist_ok=True)
-    recipe, path = stage.recipe, out / f"{stage.name}.safetensors"
-    groups, decay = stage.groups(), recipe.weight_decay
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=decay, fused=True)
-    named = {name: p for name, p in stage.module.named_parameters() if p.requires_grad}
-    ema = {name: p.detach().clone() for name, p in named.items()}
-    first = 0
+    state, gradients = begin(stage)
     if path.exists():
         if not resume:
             raise FileExistsError(f"{path} exists: add --resume to go on from it, or choose another --out")
-        first = restore(path, named, ema, optimizer)
-    gradients = flat_gradients(named.values())
-    autocast = torch.autocast(device.type, torch.bfloat16) if recipe.autocast else nullcontext()
-    bad, chief = 0, rank == 0
-    share = recipe.batch // world
-    part = slice(rank * share, (rank + 1) * share)
-    steps = range(first, recipe.steps)
-    bar = tqdm(steps, initial=first, total=recipe.steps, desc=stage.name, unit="step", disable=not chief)
-    with open(out / f"{stage.name}.jsonl" if chief else os.devnull, "a", encoding="utf-8") as log:
+        restore(path, state, recipe)
+    processes.wait()  # nobody writes before all have read
+    steps, look = range(state.step, recipe.steps), {"desc": stage.name, "unit": "step", "disable": quiet or not chief}
+    bar = tqdm(steps, initial=state.step, total=recipe.steps, **look)
+    writing = closing(Log(out / f"{stage.name}.jsonl", state.step)) if chief else nullcontext()
+    with writing as log, stopping(until) as asked, bar:
+        prepared = stage.prepare(state.step, part) if steps else ()
         for step in bar:
-            started = time.perf_counter()
-            rate = recipe.lr * schedule(step, recipe)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
-            stage.module.train()
-            with autocast:
-                loss, metrics = stage.loss(step, part)
-            gradients.zero_()
-            loss.backward()
-            gradients[0] = loss.detach()
-            if world > 1:
-                dist.all_reduce(gradients)
-                gradients /= world
-            value = gradients[0].item()
-            if not math.isfinite(value):
-                bad += 1
-                if bad >= 10:
-                    raise RuntimeError(f"{stage.name}: the loss was not finite {bad} times, last at step {step}")
-                continue
-            norm = gradients[1:].norm()
-            if norm > recipe.clip:
-                gradients *= recipe.clip / norm
-            optimizer.step()
-            update_ema(ema, named, step, recipe.ema)
-            row = {"step": step, "loss": value, "lr": rate, "norm": norm.item(), **metrics}
-            row |= {"images": recipe.batch, "images_per_second": recipe.batch / (time.perf_counter() - started)}
-            log.write(json.dumps({k: float(f"{v:.5g}") for k, v in row.items()}) + "\n")
-            log.flush()
-            bar.set_postfix(loss=f"{row['loss']:.4f}", img_s=f"{row['images_per_second']:.0f}")
-            done = step + 1
-            if chief and (done % recipe.save_every == 0 or done == recipe.steps):
-                save(path, named, ema, optimizer, done)
-            if chief and (done % recipe.grid_every == 0 or done == recipe.steps):
-                draw_grid(stage, ema, out / f"{stage.name}-{done:06d}.png")
-    if world > 1:
-        dist.barrier()  # nobody reads the checkpoint before it is written
+            started = perf_counter()
+            names, figures = attempt(stage, prepared, gradients, asked(), device)
+            if step + 1 < recipe.steps:  # while the device still works on this one
+                prepared = stage.prepare(step + 1, part)
+            told = dict(zip(names, figures.tolist(), strict=True))  # the one wait for the device
+            row = advance(state, recipe, gradients, told)
+            if chief:
+                row |= {"images_per_second": recipe.batch / (perf_counter() - started)}
+                log.write(row)
+                bar.set_postfix(loss=f"{told['loss']:.4f}", img_s=f"{row['images_per_second']:.0f}")
+                keep(stage, state, log, out, bool(told["stop"]))
+            check_patience(stage.name, state)
+            if told["stop"]:
+                processes.wait()
+                said = f"{stage.name}: stopped at step {state.step} of {recipe.steps}"
+                raise Stopped(f"{said}; --resume goes on from there", max(asked(), 0))
+    processes.wait()  # nobody reads the checkpoint before it is written
 
 
-def processes() -> tuple[int, int]:
-    """Rank and number of processes; under torchrun they are joined here. On a CPU, one a core beats one with all."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return (dist.get_rank(), world) if world > 1 else (0, 1)
+def begin(stage: Stage) -> tuple[State, Tensor]:
+    """The state of a run at its first step, and all gradients as one tensor (all,)."""
+    if stage.recipe.compile:
+        for child in stage.module.children():
+            child.compile()
+    named = {name: p for name, p in stage.module.named_parameters() if p.requires_grad}
+    gradients = flat_gradients(named.values())
+    ema = {name: p.detach().clone() for name, p in named.items()}
+    return State(named, ema, Optimizer(stage.groups(), named, stage.module, stage.recipe)), gradients
 
 
-def flat_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """One tensor (1 + all,) for the loss and every gradient: the `grad` of each parameter is made a view of it, in the
-    parameter's own layout. What many processes have to agree on is then one message, and no gradient is copied."""
-    parameters = list(parameters)
-    flat = torch.zeros(1 + sum(p.numel() for p in parameters), device=parameters[0].device)
-    start = 1
-    for p in parameters:
-        p.grad = flat[start : start + p.numel()].as_strided(p.shape, p.stride())
-        start += p.numel()
-    return flat
+def attempt(
+    stage: Stage, prepared: tuple, gradients: Tensor, stop: int, device: torch.device
+) -> tuple[list[str], Tensor]:
+    """Gradients and figures of one step, the mean over all processes, still on the device: names and values (k,)."""
+    stage.module.train()
+    with torch.autocast(device.type, torch.bfloat16) if stage.recipe.autocast else nullcontext():
+        loss, metrics = stage.loss(*prepared)
+    gradients.zero_()
+    loss.backward()
+    processes.average(gradients)
+    values = (loss.detach(), stop, *metrics.values())
+    figures = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in values])
+    processes.average(figures)
+    return ["loss", "stop", *metrics, "norm"], torch.cat([figures, gradients.norm().view(1)])
 
 
-def schedule(step: int, recipe: StageRecipe) -> float:
-    """Learning rate at a step, as a part of the full one: linear warm-up, flat, linear decay to 0."""
-    tail = recipe.decay * recipe.steps
-    return min((step + 1) / recipe.warmup, 1.0, (recipe.steps - step) / tail if tail else 1.0)
+def advance(state: State, recipe: StageRecipe, gradients: Tensor, told: dict[str, float]) -> dict[str, float]:
+    """Move the weights along the gradients, or leave them where these are not finite; returns the row to log."""
+    step, rate = state.step, recipe.lr * schedule(state.step, recipe)
+    state.step += 1
+    if not (math.isfinite(told["loss"]) and math.isfinite(told["norm"])):
+        state.skipped, state.bad = state.skipped + 1, state.bad + 1
+        return {"step": step, "skipped": state.skipped, "images": recipe.batch}
+    state.bad = 0
+    if told["norm"] > recipe.clip:
+        gradients *= recipe.clip / told["norm"]
+    state.optimizer.step(rate)
+    update_ema(state.ema, state.named, step, exponent(recipe.ema))
+    figures = {name: value for name, value in told.items() if name != "stop" and math.isfinite(value)}
+    return {"step": step, "lr": rate, **figures, "images": recipe.batch}
 
 
-def update_ema(ema: dict[str, Tensor], named: dict[str, nn.Parameter], step: int, width: float) -> None:
-    """Power-function average: its reach is always about `width` times the training so far."""
-    power = 1 / width  # near enough to the paper's gamma + 1 for widths of a few hundredths to a tenth
-    keep = (1 - 1 / (step + 1)) ** power
-    with torch.no_grad():
-        torch._foreach_lerp_(list(ema.values()), [p.detach() for p in named.values()], 1 - keep)
+def keep(stage: Stage, state: State, log: Log, out: Path, stop: bool) -> None:
+    """A grid and a checkpoint where they are due; the grid first, so that no run goes on behind one never drawn."""
+    recipe, last = stage.recipe, state.step == stage.recipe.steps
+    if last or state.step % recipe.grid_every == 0:
+        draw_grid(stage, state.ema, out / f"{stage.name}-{state.step:06d}.png")
+    if last or stop or state.step % recipe.save_every == 0:
+        log.sync()
+        save(out / f"{stage.name}.safetensors", state, recipe)
 
 
-def save(path: Path, named: dict, ema: dict, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Everything a run needs to go on, in one file that is whole or not there."""
-    state = {f"model.{k}": v.detach().contiguous() for k, v in named.items()}
-    state |= {f"ema.{k}": v.contiguous() for k, v in ema.items()}
-    for name, p in named.items():
-        moments = optimizer.state.get(p, {})
-        state |= {f"adam.{key}.{name}": moments[key].contiguous() for key in moments}
-    with atomic(path) as temporary:
-        save_file(state, temporary, metadata={"step": str(step)})
-
-
-def restore(path: Path, named: dict, ema: dict, optimizer: torch.optim.Optimizer) -> int:
-    """Fill weights, EMA and optimizer from a checkpoint; returns the step to go on with."""
-    with safe_open(path, "pt") as file, torch.no_grad():
-        keys = set(file.keys())
-        missing = [name for name in named if f"model.{name}" not in keys]
-        if missing:
-            raise ValueError(f"{path} cannot be trained on: it lacks {len(missing)} tensors ({missing[0]}, ...)")
-        for name, p in named.items():
-            p.copy_(file.get_tensor(f"model.{name}"))
-            ema[name].copy_(file.get_tensor(f"ema.{name}"))
-            if f"adam.step.{name}" in keys:
-                stored = {
-                    k: file.get_tensor(f"adam.{k}.{name}").to(p.device) for k in ("step", "exp_avg", "exp_avg_sq")
-                }
-                # The fused optimizer walks through memory: the moments must lie as the parameter does.
-                moments = {k: torch.empty_like(p).copy_(stored[k]) for k in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[p] = {"step": stored["step"], **moments}
-        return int(file.metadata()["step"])
-
-
-def trained(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The EMA weights of a checkpoint whose names begin with `prefix`, without it."""
-    with safe_open(path, "pt") as file:
-        for key in file.keys():
-            if key.startswith(f"ema.{prefix}"):
-                yield key.removeprefix(f"ema.{prefix}"), file.get_tensor(key)
+def check_patience(name: str, state: State) -> None:
+    """Stop a run that gets nowhere; one step among many that is not finite does no harm."""
+    if state.bad >= PATIENCE:
+        said = f"{name}: the loss or its gradient was not finite {state.bad} times in a row, up to step {state.step}"
+        raise FloatingPointError(f"{said}: try a lower lr in the recipe, or autocast = false")
 
 
 def draw_grid(stage: Stage, ema: dict[str, Tensor], path: Path) -> None:
     """The stage's own picture, drawn with the EMA weights; the weights in training are put back after."""
     named = dict(stage.module.named_parameters())
     kept = {name: named[name].detach().clone() for name in ema}
-    with torch.no_grad():
+    eager = torch.compiler.set_stance("force_eager") if stage.recipe.compile else nullcontext()
+    with torch.no_grad(), eager:  # compiled once more for the grid's own shapes it would take longer than to draw it
         for name in ema:
             named[name].copy_(ema[name])
         stage.module.eval()

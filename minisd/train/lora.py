@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Config, check
-from ..files import atomic
 from ..nn.conditioning import Conditioning
 from ..pipeline import Model
 from ..text.encode import size_vector
@@ -24,8 +23,8 @@ from ..weights.load import load
 from ..weights.lora_names import kohya_names
 from ..weights.to_diffusers import projection
 from ..weights.write import write_tensors
+from .checkpoint import trained
 from .data import Examples
-from .loop import trained
 from .recipe import LoraRecipe
 from .start import check_drawing
 from .unet import UnetStage
@@ -75,12 +74,15 @@ class LoraStage(UnetStage):
             found.append({"params": factors(self.module["text"]), "scale": self.recipe.text_lr})
         return found
 
-    def told(self, texts: list[str]) -> Conditioning:
+    def ids(self, texts: list[str]) -> Tensor:
+        """(b, towers, l)."""
+        return torch.stack([tokenizer(texts) for tokenizer in self.tokenizers], dim=1)
+
+    def told(self, ids: Tensor, skip: int | None = None) -> Conditioning:
         """As it is told in drawing; brackets are text, and captions that are too long lose their ends."""
-        device, config, size = next(self.module.parameters()).device, self.config, self.examples.size
-        contexts, pooled = [], None
-        for tower, tokenizer in zip(self.module["text"], self.tokenizers, strict=True):
-            context, pooled = tower(tokenizer(texts).to(device), config.default_clip_skip)
+        config, size, contexts, pooled = self.config, self.examples.size, [], None
+        for i, tower in enumerate(self.module["text"]):
+            context, pooled = tower(ids[:, i], config.default_clip_skip if skip is None else skip)
             contexts.append(context)
         vector = size_vector(pooled, config.unet.vector_dim, (size, size)) if config.unet.vector_dim else None
         return Conditioning(torch.cat(contexts, dim=-1), vector)
@@ -111,8 +113,8 @@ def base_of(source: dict[str, Any], recipe: LoraRecipe, device: torch.device) ->
     return model
 
 
-def remember(run: Path, config: Config, recipe: LoraRecipe) -> None:
-    """Write down what the factors are for; a run goes on with the same only.
+def remember(run: Path, config: Config, recipe: LoraRecipe) -> str:
+    """What the factors are for, as the JSON text of lora.json; a run goes on with the same only.
 
     Raises:
         ValueError: the run folder holds factors for another model, or of another rank or scale.
@@ -120,14 +122,11 @@ def remember(run: Path, config: Config, recipe: LoraRecipe) -> None:
     alpha = recipe.rank if recipe.alpha is None else recipe.alpha
     now = {"model": config.name, "rank": recipe.rank, "alpha": float(alpha), "layers": list(recipe.layers)}
     now["text"] = recipe.text_lr > 0
-    path = run / NOTES
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    if (run / NOTES).exists():
+        before = json.loads((run / NOTES).read_text(encoding="utf-8"))
         other = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
         check(not other, f"{run} is a LoRA of {'; '.join(other)}: resume it as it began, or choose another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+    return json.dumps(now, indent=2) + "\n"
 
 
 def write_lora(run: Path, dtype: torch.dtype = torch.float16) -> Path:

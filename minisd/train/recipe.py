@@ -5,16 +5,20 @@ In: configs/train/*.toml. Out: a `Recipe` that names the model config and says h
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..config import build, check, one_of
+from ..world.recipe import WorldRecipe
+
+OPTIMIZERS = ("adamw", "muon")
+WIDEST = 0.28  # of the power-function EMA: at 0.289 every step so far has the same weight
 
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """BPE on the world's captions."""
+    """BPE on captions."""
 
     captions: int = 4000
     merges: int = 256
@@ -31,11 +35,18 @@ class StageRecipe:
     decay: float = 0.4  # the last part of the steps, in which the learning rate falls to 0
     weight_decay: float = 0.01
     clip: float = 1.0
-    ema: float = 0.1  # width of the power-function EMA, as a part of the training so far
+    ema: float = 0.083  # width of the power-function EMA (sigma_rel), as a part of the training so far
     seed: int = 0
+    optimizer: str = "adamw"  # or "muon": for the matrices, with AdamW for the rest
     autocast: bool = True  # bf16 over fp32 weights
+    compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU
     save_every: int = 200
     grid_every: int = 200
+
+    def __post_init__(self) -> None:
+        one_of("optimizer", self.optimizer, OPTIMIZERS)
+        check(0 < self.ema <= WIDEST, f"ema {self.ema} must be above 0 and at most {WIDEST}")
+        check(0 <= self.decay <= 1, f"decay {self.decay} must be in 0..1")
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class UnetRecipe(StageRecipe):
     latents: int = 48_000
     drop_prompt: float = 0.1
     text_lr: float = 0.0  # learning rate of the text tower as a part of `lr`; 0: frozen
+    clip_skips: tuple[int, ...] = ()  # each step draws one of them, so that all work; (): the model's own
     snr_gamma: float = 5.0
     time_power: float = 1.0  # training times are u ** time_power of the table, u even in 0..1
     time_balance: float = 0.0  # the loss at time t (0..1) is divided by t ** time_balance
@@ -89,14 +101,16 @@ class LoraRecipe(UnetRecipe):
     base: str = "auto"  # precision of the frozen weights: auto, fp32 or bf16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of("base", self.base, ("auto", "fp32", "bf16"))
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """How pictures of a folder are cut to squares."""
+    """How the pictures of a folder are shown."""
 
-    random_crop: bool = False  # anywhere; False: in the middle
+    random_crop: bool = False  # cut to squares anywhere; False: in the middle
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,6 +129,7 @@ class Recipe:
     vae: VaeRecipe | None = None
     unet: UnetRecipe | None = None
     lora: LoraRecipe = LoraRecipe()
+    world: WorldRecipe = field(default_factory=WorldRecipe)
 
     @staticmethod
     def load(path: str | Path, changes: Sequence[str] = ()) -> "Recipe":

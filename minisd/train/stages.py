@@ -3,12 +3,16 @@
     tokenizer -> clip -> vae -> unet -> export;  lora -> export
 
 A run folder holds all of one model: config.json (the recipe's config, with what the stages found out), tokenizer/,
-one checkpoint, log and set of grids a stage; init/, the model it started from, where it started from one.
+one checkpoint, log and set of grids a stage, and stages.json, which names the finished ones with what they followed;
+init/, where it started from a model, which the stages then go on from.
+Of many processes all go through every stage; what is made by one is made by the chief, and the others wait.
 """
 
 import dataclasses
-import hashlib
+import json
 import logging
+import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +25,21 @@ from ..nn.clip import CLIPText
 from ..nn.unet import UNet
 from ..nn.vae import VAE
 from ..text.tokenizer import Tokenizer
+from ..world.world import World
+from . import processes
 from .clip import ClipStage
-from .data import Examples, World
+from .data import Examples
 from .export import export as write_model
 from .folder import Folder
+from .latents import cached_latents
 from .listing import Listing
-from .loop import run
-from .lora import LoraStage, base_of, remember, write_lora
-from .recipe import Recipe, StageRecipe
-from .start import initial, network
+from .loop import Stage, run
+from .lora import NOTES, LoraStage, base_of, remember, write_lora
+from .recipe import Recipe
+from .start import FINISHED, initial, network
+from .stop import Stopped, now
 from .tokenizer import train_tokenizer
-from .unet import UnetStage, cached_latents
+from .unet import UnetStage
 from .vae import VaeStage
 
 log = logging.getLogger("minisd")
@@ -43,9 +51,11 @@ class Run:
 
     recipe: Recipe
     folder: Path
-    base: Config | None  # None: a LoRA's, which is its model's
+    base: Config | None  # None: that of a model, which stands in the run folder or comes with a LoRA
     device: torch.device
     resume: bool = False
+    until: float = math.inf  # stop in good order when `stop.now()` is later
+    quiet: bool = False
     data: Listing | None = None  # a folder of pictures; None: the procedural world
     model: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a LoRA is trained for, as `load` takes it
 
@@ -56,32 +66,26 @@ class Run:
         return Config.load(path) if path.exists() else self.base
 
     def write_config(self, config: Config) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with atomic(self.folder / "config.json") as path:
-            path.write_text(config.to_json(), encoding="utf-8")
+        write(self.folder / "config.json", config.to_json())
 
-    def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.folder / "tokenizer", self.config.text[0])
-
-    def examples(self, recipe: StageRecipe) -> Examples:
-        """What a stage is trained on, in the size of the recipe or of the model."""
+    @cached_property
+    def examples(self) -> Examples:
+        """What is trained on, in the size of the recipe or of the model."""
         size, factor = self.recipe.size or self.config.defaults.width, self.config.vae.factor
         check(size % factor == 0, f"size {size} is not a multiple of {factor}, the pixels of one latent")
         if self.data is None:
-            return World(size, recipe.seed)
+            return World(self.recipe.world, size, self.device)
         small, count = self.data.smaller_than(size), len(self.data.entries)
         if small:
             log.info("%d of %d pictures are smaller than %d pixels and are enlarged", small, count, size)
-        return Folder(self.data, size, recipe.seed, self.recipe.data.random_crop)
+        return Folder(self.data, size, self.recipe.data.seed, self.recipe.data.random_crop, self.device)
 
-    def latents(self, examples: Examples, vae: VAE, most: int) -> Tensor:
-        """Those of the pictures that are trained on, at most so many, from the run's cache or made now."""
-        name = "latents"
-        if isinstance(examples, Folder):  # pictures, cut or encoder may be others the next time
-            encoder = vae.quant.weight.detach().float().cpu().numpy().tobytes()
-            name += "-" + hashlib.sha256(examples.key.encode() + encoder).hexdigest()[:12]
-        count = min(most, examples.distinct() or most)
-        return cached_latents(self.folder / f"{name}.safetensors", vae, count, examples)
+    def latents(self, vae: VAE, most: int) -> Tensor:
+        """Those of the first pictures that are trained on, at most so many, from the run's cache or made now."""
+        examples = self.examples
+        source = examples.key if isinstance(examples, Folder) else f"{self.recipe.world} {examples.size}"
+        count = min(most, examples.distinct or most) if isinstance(examples, Folder) else most
+        return cached_latents(self.folder / "latents", vae, count, examples, source, self.until)
 
     def note_long(self, *tokenizers: Tokenizer) -> None:
         """Say how many captions of the folder lose their ends."""
@@ -91,39 +95,64 @@ class Run:
             room = tokenizers[0].room
             log.warning("%d of %d captions are longer than %d tokens and lose their ends", long, len(texts), room)
 
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder / "tokenizer", self.config.text[0])
+
+
+def write(path: Path, text: str) -> None:
+    """A small file, written by the chief; it is there for all processes after."""
+    if processes.chief():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    processes.wait()
+
+
+def say(text: str) -> None:
+    """What a stage found out, once."""
+    if processes.chief():
+        print(text, flush=True)
+
+
+def train(job: Run, stage: Stage) -> None:
+    """A network's stage, to its end."""
+    stage.module.to(job.device)
+    run(stage, job.folder, job.device, job.resume, job.until, job.quiet)
+
 
 def tokenizer(job: Run) -> None:
     """Learn the vocabulary and put its size and special ids into the run's config."""
-    recipe, texts = job.recipe.tokenizer, job.data.captions() if job.data else None
-    size = train_tokenizer(job.folder / "tokenizer", recipe.captions, recipe.merges, texts)
+    if processes.chief():
+        recipe = job.recipe.tokenizer
+        captions = job.data.captions() if job.data else job.examples.captions(range(recipe.captions), 0)
+        train_tokenizer(job.folder / "tokenizer", captions, recipe.merges)
+    processes.wait()
+    size = len(json.loads((job.folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8")))
     text = dataclasses.replace(job.config.text[0], vocab_size=size, bos_id=size - 2, eos_id=size - 1, pad_id=size - 1)
     job.write_config(dataclasses.replace(job.config, text=(text,)))
-    print(f"tokenizer: {size} tokens in {job.folder / 'tokenizer'}")
+    say(f"tokenizer: {size} tokens in {job.folder / 'tokenizer'}")
 
 
 def clip(job: Run) -> None:
     """Text tower and image tower."""
-    recipe, words = job.recipe.clip, job.tokenizer()
+    words = job.tokenizer()
     job.note_long(words)
-    stage = ClipStage(recipe, job.config.text[0], words, job.examples(recipe))
-    stage.module.to(job.device)
-    run(stage, job.folder, job.resume, job.device)
+    train(job, ClipStage(job.recipe.clip, job.config.text[0], words, job.examples))
 
 
 def vae(job: Run) -> None:
     """Autoencoder; then its scale factor, from the latents' own spread, unless a UNet knows the one it has."""
-    recipe, start, config = job.recipe.vae, initial(job.folder, "vae."), job.config.vae
+    start, config = initial(job.folder, "vae."), job.config.vae
     if not start:
         config = dataclasses.replace(config, scale_factor=1.0)
-    stage = VaeStage(recipe, config, job.examples(recipe), start)
-    stage.module.to(job.device)
-    run(stage, job.folder, job.resume, job.device)
+    stage = VaeStage(job.recipe.vae, config, job.examples, start)
+    train(job, stage)
     if start:
         return
     stage.module.load_state_dict(network(job.folder, "vae"))
     scale = round(stage.unit_scale(), 4)
     job.write_config(dataclasses.replace(job.config, vae=dataclasses.replace(config, scale_factor=scale)))
-    print(f"vae: scale factor {scale}")
+    say(f"vae: scale factor {scale}")
 
 
 def unet(job: Run) -> None:
@@ -139,33 +168,63 @@ def unet(job: Run) -> None:
         with torch.device("meta"):
             begun = UNet(config.unet)
         begun.load_state_dict(start, assign=True)
-    examples = job.examples(recipe)
-    latents = job.latents(examples, autoencoder, recipe.latents)
-    stage = UnetStage(recipe, config, words, text, autoencoder, latents, examples, begun)
-    stage.module.to(job.device)
-    run(stage, job.folder, job.resume, job.device)
+    latents = job.latents(autoencoder, recipe.latents)
+    train(job, UnetStage(recipe, config, words, text, autoencoder, latents, job.examples, begun))
 
 
 def lora(job: Run) -> None:
     """Low-rank factors beside the frozen networks of a model, and their file."""
-    recipe = job.recipe.lora
-    model = base_of(job.model, recipe, job.device)
-    remember(job.folder, model.config, recipe)
-    job.write_config(model.config)
+    recipe, model = job.recipe.lora, base_of(job.model, job.recipe.lora, job.device)
+    notes = remember(job.folder, model.config, recipe)
+    write(job.folder / "config.json", model.config.to_json())
+    write(job.folder / NOTES, notes)
     job.note_long(*model.tokenizers)
-    examples = job.examples(recipe)
-    latents = job.latents(examples, model.vae, recipe.latents)
-    stage = LoraStage(recipe, model, latents, examples)
-    run(stage, job.folder, job.resume, job.device)
-    write_lora(job.folder)
+    train(job, LoraStage(recipe, model, job.latents(model.vae, recipe.latents), job.examples))
+    export(job)
 
 
 def export(job: Run) -> None:
     """The model folder that `minisd.load` reads, inside the run folder; of a LoRA run, the LoRA's file."""
-    if (job.folder / "lora.safetensors").exists():
-        write_lora(job.folder)
-    else:
-        write_model(job.folder, job.config, job.folder / "model")
+    if processes.chief():
+        if (job.folder / "lora.safetensors").exists():
+            write_lora(job.folder)
+        else:
+            write_model(job.folder, job.config, job.folder / "model")
+    processes.wait()
 
 
-STAGES = {"tokenizer": tokenizer, "clip": clip, "vae": vae, "unet": unet, "lora": lora, "export": export}
+def one(job: Run, name: str) -> None:
+    """One stage, or lora; then it stands in stages.json with the part of the recipe it followed.
+
+    Raises:
+        Stopped: as `loop.run` does.
+    """
+    (STAGES | {"lora": lora})[name](job)
+    write(job.folder / FINISHED, json.dumps(finished(job.folder) | {name: followed(job.recipe, name)}, indent=1) + "\n")
+
+
+def every(job: Run) -> None:
+    """All stages that are not finished, in order, each from where it stands."""
+    job = dataclasses.replace(job, resume=True)
+    for name in STAGES:
+        done = finished(job.folder)
+        if name != "export" and name in done and done[name] in (None, followed(job.recipe, name)):
+            say(f"{name}: finished before")
+            continue
+        if processes.together(now() > job.until):
+            raise Stopped(f"the time was over before {name}; the same command goes on with it")
+        one(job, name)
+
+
+def finished(folder: Path) -> dict[str, dict | None]:
+    """The finished stages of a run folder and what each followed; None: it came with the model that was begun from."""
+    path = folder / FINISHED
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def followed(recipe: Recipe, name: str) -> dict:
+    """A stage's part of the recipe, as plain data."""
+    return dataclasses.asdict(getattr(recipe, name)) | {"size": recipe.size} if name != "export" else {}
+
+
+STAGES = {"tokenizer": tokenizer, "clip": clip, "vae": vae, "unet": unet, "export": export}

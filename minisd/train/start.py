@@ -19,9 +19,10 @@ from ..weights.convert import convert
 from ..weights.find import WEIGHTS, locate
 from ..weights.find import read_config as own_config
 from ..weights.load import read_config
-from .loop import trained
+from .checkpoint import trained
 
 START = "init"
+FINISHED = "stages.json"
 
 
 def start_from(model: str, run: Path, **source: Any) -> None:
@@ -46,7 +47,9 @@ def start_from(model: str, run: Path, **source: Any) -> None:
     run.mkdir(parents=True, exist_ok=True)
     convert(model, run / START, to="minisd", overwrite=True, **source)
     shutil.copytree(run / START / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
-    with atomic(run / "config.json") as written:  # last: the run has begun
+    with atomic(run / FINISHED) as written:  # a model holds no image tower, and its words are what they are
+        written.write_text(json.dumps({"tokenizer": None, "clip": None}) + "\n", encoding="utf-8")
+    with atomic(run / "config.json") as written:  # last: a run folder with a config is whole
         shutil.copyfile(run / START / "config.json", written)
 
 

@@ -11,20 +11,16 @@ from pathlib import Path
 
 from ..files import atomic
 from ..text.tokenizer import SPECIAL
-from ..world.captions import corpus
 
 END = "</w>"
 
 
-def train_tokenizer(folder: Path, captions: int, merges: int, texts: Iterable[str] | None = None) -> int:
-    """Learn the merges from texts and write the two files; returns the size of the vocabulary.
+def train_tokenizer(folder: Path, captions: Iterable[str], merges: int) -> int:
+    """Learn the merges from captions and write the two files; returns the size of the vocabulary.
 
     The merges learned may be fewer than `merges` when every word is whole before.
-
-    Args:
-        texts: None: so many `captions` of the world.
     """
-    learned = learn(corpus(captions) if texts is None else texts, merges)
+    learned = learn(captions, merges)
     alphabet = byte_alphabet()
     tokens = [*alphabet, *(letter + END for letter in alphabet), *("".join(pair) for pair in learned), *SPECIAL]
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +33,7 @@ def train_tokenizer(folder: Path, captions: int, merges: int, texts: Iterable[st
     return len(tokens)
 
 
-def learn(texts: Iterable[str], merges: int) -> list[tuple[str, str]]:
+def learn(captions: Iterable[str], merges: int) -> list[tuple[str, str]]:
     """The merges of BPE, in order, under CLIP's own normalizer and pre-tokenizer."""
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
@@ -54,7 +50,7 @@ def learn(texts: Iterable[str], merges: int) -> list[tuple[str, str]]:
         special_tokens=[],
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    bpe.train_from_iterator(captions, trainer)
     return [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]][:merges]
 
 

@@ -37,20 +37,24 @@ class VaeStage:
     def groups(self) -> list[dict]:
         return [{"params": [p for p in self.module.parameters() if p.requires_grad], "scale": 1.0}]
 
-    def loss(self, step: int, part: slice) -> tuple[Tensor, dict[str, float]]:
-        recipe = self.recipe
+    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
+        """Pictures (b, 3, H, W) and the noise (b, c, h, w) of their latents."""
+        recipe, config = self.recipe, self.module.config
         images = self.images(batch_indices(step, recipe.batch)[part], "train")
-        mean, logvar = self.module.encode(images)
-        noise = torch.randn(recipe.batch, *mean.shape[1:], generator=generator(recipe.seed, step))
-        noise = noise[part].to(mean.device)
-        mean, logvar = mean.float(), logvar.float()
+        side = self.examples.size // config.factor
+        noise = torch.randn(recipe.batch, config.latent_channels, side, side, generator=generator(recipe.seed, step))
+        return images, noise[part].to(images.device)
+
+    def loss(self, images: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        recipe = self.recipe
+        mean, logvar = (x.float() for x in self.module.encode(images))
         out = self.module.decode(mean + noise * (logvar / 2).exp()).float()
         pixel = F.l1_loss(out, images)
         edge = sum(F.l1_loss(out.diff(dim=d), images.diff(dim=d)) for d in (2, 3))
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         square = F.mse_loss(out, images)  # L1 alone is slow to see that there is anything but background
         psnr = -10 * torch.log10(F.mse_loss(out.clamp(-1, 1), images) / 4)
-        return pixel + square + recipe.gradient * edge + recipe.kl * kl, {"psnr": psnr.item(), "kl": kl.item()}
+        return pixel + square + recipe.gradient * edge + recipe.kl * kl, {"psnr": psnr.detach(), "kl": kl.detach()}
 
     def images(self, indices: range, split: str) -> Tensor:
         x = self.examples.pictures(indices, split)
