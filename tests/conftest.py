@@ -1,5 +1,7 @@
 """Fixtures: a tiny random model folder that draws in a blink, and the command line on it."""
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,14 @@ def no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for stage in STAGES:
         monkeypatch.setitem(STAGES, stage, refuse)
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """Bad input is refused within a second of processor time: others may be at work on this machine."""
+    started = time.process_time()
+    yield
+    assert time.process_time() - started < 1
 
 
 @pytest.fixture
