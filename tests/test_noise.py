@@ -176,7 +176,7 @@ def test_image_i_of_eight_is_the_picture_of_seed_plus_i(model: Model, sampler: s
     drawn by itself, after as many others as its number says.
     """
     eight, at_once = (latent(model, seed=5, num_images=8, batch_size=n, sampler=sampler, steps=3) for n in (1, 8))
-    assert len(eight) == 8 and deviation(at_once, eight) < 1e-4
+    assert len(eight) == 8 and deviation(at_once, eight) < 3e-5  # 6.7e-6 measured, of dpm2_a
     for i in (0, 3, 7):
         assert torch.equal(eight[i : i + 1], latent(model, seed=5 + i, sampler=sampler, steps=3))
 
