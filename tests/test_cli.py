@@ -497,7 +497,7 @@ def test_the_infotext_leaves_out_defaults_and_quotes_separators() -> None:
     prompt, line = recipe_text(recipe).split("\n")
     assert prompt == ""
     assert line.startswith("Steps: 20, Sampler: DPM++ 2M, Schedule type: SGM Uniform, CFG scale: 7, Seed: 0, Size")
-    assert 'Model: "a, b: c", RNG: CPU, Version' in line
+    assert 'Model: "a, b: c", RNG: CPU, schedule: trailing, Version' in line
 
 
 def test_the_same_seed_draws_the_same_pixels_and_image_i_is_seed_plus_i(draw) -> None:
