@@ -111,7 +111,7 @@ class Sheet:
             self.notes.append(f"its brackets are emphasis there ({label}), plain text here")
 
     def take_tags(self) -> None:
-        """<lora:name:weight> is an order to the tool, not a part of the prompt. No negative prompt: the model's rule."""
+        """<lora:name:weight> is an order to the tool, not a part of the prompt. Without a negative one: the model's."""
         self.tags = TAG.findall(self.prompt + self.negative)
         self.prompt, self.negative = TAG.sub("", self.prompt), TAG.sub("", self.negative) or None
 

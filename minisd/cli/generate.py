@@ -4,7 +4,7 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,13 +191,16 @@ def checked(args: argparse.Namespace, team: Team) -> Settings:
     return settings
 
 
-def check_all(args: argparse.Namespace) -> Config:
+def check_all(args: argparse.Namespace, axes: Collection[str] = ()) -> Config:
     """The pictures and the model that flags or --like name.
+
+    Args:
+        axes: options that count as given, whatever their value in a picture.
 
     Raises:
         BadInput: the first thing that does not fit.
     """
-    read_pictures(args)
+    read_pictures(args, axes)
     config = check_model(args)
     place_pictures(args, config)
     if args.like is not None:

@@ -5,6 +5,7 @@ of `generate.py`. All cells are checked before the model is loaded.
 """
 
 import argparse
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from .model import load_model
 from .output import add_output_flags, check_area, check_exact, check_folder, save_numbered, save_sheet, show
 
 AXES = ("prompt", "negative_prompt", "seed", *(name for name in NUMBERS if name not in ("num_images", "batch_size")))
+SEEDS = ("seed", "variation_seed")  # of which -1 is a random one
 MAX_CELLS = 400
 
 EPILOG = """examples:
@@ -118,7 +120,8 @@ def read_axis(parser: Parser, flag: str, text: str | None) -> Axis:
     mark = ";" if ";" in values or name in ("prompt", "negative_prompt") else ","
     kind = parser._option_string_actions[option].type or clean
     try:
-        return Axis(name, tuple(kind(part.strip()) for part in values.split(mark)))
+        read = [kind(part.strip()) for part in values.split(mark)]
+        return Axis(name, tuple(secrets.randbelow(2**32) if name in SEEDS and v == -1 else v for v in read))
     except argparse.ArgumentTypeError as error:
         raise BadInput(f"{flag} {name}: {error}") from error
 
@@ -134,12 +137,14 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
     if "prompt" in (x.name, y.name):
         args.prompt = ""
     given_prompt(args)
-    seeds = next((axis.values for axis in (x, y) if axis.name == "seed"), None)
-    args.seed = seeds[0] if seeds else given_seed(args, "seed", Team())
+    axes = {axis.name: axis.values for axis in (x, y)}
+    args.seed = axes["seed"][0] if "seed" in axes else given_seed(args, "seed", Team())
+    if args.variation_strength or "variation_strength" in axes:
+        args.variation_seed = given_seed(args, "variation_seed", Team())
     with refusing():
         count = len(x.values) * len(y.values)
         check(count <= MAX_CELLS, f"{count} cells are asked for: a sheet has at most {MAX_CELLS}")
-    config = check_all(args)
+    config = check_all(args, axes)
     cells = [y.set(x.set(args, column), row) for row in y.values for column in x.values]
     settings = [settled_cell(cell, config, x, y) for cell in cells]
     with refusing():
