@@ -297,7 +297,7 @@ def as_flag(message: str) -> str:
 
 def remaining(
     args: argparse.Namespace, settings: Settings, model: Any, team: Team, names: list[Path | None]
-) -> tuple[list[int], list[int]]:
+) -> tuple[range, Sequence[int]]:
     """The pictures that fall to this process, and those of them that it still has to draw.
 
     Raises:
@@ -305,7 +305,7 @@ def remaining(
     """
     from ..pipeline import recipes
 
-    share = team.share(len(names), settings.batch_size)
+    share = team.share(len(names))
     if args.from_file is None or args.overwrite:
         return share, share
     with refusing():
