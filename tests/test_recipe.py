@@ -23,6 +23,7 @@ from minisd.settings import (
     EMPHASIS_NAMES,
     ETA_SAMPLERS,
     LONG_PROMPT_NAMES,
+    MAX_FILE,
     START_NAMES,
     TILING_NAMES,
     UPSCALE_NAMES,
@@ -455,7 +456,7 @@ def test_whatever_type_an_option_has_in_a_file_is_taken_or_refused_in_words(name
         ('{"prompt": "x", "steps": 1' + "0" * 5000 + "}", "damaged"),
         ('{"prompt": "x", "a": ' + "[" * 100_000 + "]" * 100_000 + "}", "damaged"),
         ('{"prompt": "x", "a": ' + "[" * 10 + "]" * 10 + "}", "not what minisd writes"),
-        ('{"prompt": "' + "x" * 1_000_000 + '"}', "at most 1000000"),
+        ('{"prompt": "' + "x" * recipe.MAX_JSON + '"}', f"at most {recipe.MAX_JSON}"),
     ],
 )
 def test_a_damaged_recipe_is_refused_in_words(tmp_path: Path, text: str, said: str) -> None:
@@ -466,6 +467,14 @@ def test_a_damaged_recipe_is_refused_in_words(tmp_path: Path, text: str, said: s
     with pytest.raises(ValueError, match=said) as caught:
         recipe.read(tmp_path / "a.png")
     assert str(caught.value).startswith(f"{tmp_path}/a.png: ")
+
+
+def test_the_longest_prompt_of_a_file_is_read_back(tmp_path: Path) -> None:
+    picture, prompt = Image.new("RGB", (8, 8)), '"' * MAX_FILE
+    said = {"prompt": prompt, "negative_prompt": "", **resolve(SD1).to_dict()}
+    picture.info["minisd"] = json.dumps(said)
+    save(picture, tmp_path / "a.png")
+    assert recipe.read(tmp_path / "a.png").prompt == prompt
 
 
 RØD = "en rød cirkel 😀\nNegative prompt: blå\nSteps: 4, Sampler: euler, Seed: 3, RNG: CPU, Version: {}"

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check
+from ..settings import MAX_FILE
 from .common import BadInput, flat, refusing
 
-MAX_FILE = 2**24  # bytes of prompts
 MAX_PICTURES = 100_000  # of one call; their numbers then have five digits
 MACHINE = ("device", "minisd", "torch")  # what of a recipe may differ from run to run
 
