@@ -23,7 +23,7 @@ from .diffusion.schedule import NoiseTable, Plan, make_plan, noise_table
 from .guards import decode, finite, in_batches
 from .hires import FIRST_OUTPUT, enlarge, second_run
 from .image import to_pil
-from .inpaint import settle, start_from
+from .inpaint import check_numbers, settle, start_from
 from .nn.conditioning import Conditioning, Prepared, join_prepared
 from .nn.unet import UNet
 from .nn.vae import VAE
@@ -201,8 +201,10 @@ class Job:
         factor = model.config.vae.factor
         self.shape = (model.config.unet.out_channels, settings.height // factor, settings.width // factor)
         if latents is not None:
+            check(isinstance(latents, Tensor), f"latents must be a tensor, not {type(latents).__name__}")
             wanted, given = [len(self), *self.shape], list(latents.shape)
             check(given == wanted, f"latents must have the shape {wanted}, not {given}")
+            check_numbers("latents", latents)
         self.given = start_from(model.vae, model.config, settings, image, mask, len(self))
         self.plan = self.make_plan()
 

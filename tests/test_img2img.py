@@ -320,6 +320,20 @@ def test_masks_that_do_not_fit(model: Model, picture: Image.Image) -> None:
         latent(model, image=torch.zeros(1, 4, 16, 16), mask=right_half())
 
 
+def test_tensors_that_are_no_picture(model: Model) -> None:
+    pixels = torch.zeros(1, 3, 64, 64)
+    for image, said in (
+        (torch.full((1, 3, 64, 64), 255, dtype=torch.uint8), "image must be a tensor of floats, not of torch.uint8"),
+        (pixels + 255, r"the image must be in -1\.\.1, black to white, and goes to 255: 0\.\.255 is x / 127\.5 - 1"),
+        (pixels * torch.nan, "there are numbers in image that are not finite"),
+        (torch.full((1, 4, 16, 16), torch.inf), "there are numbers in image that are not finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            latent(model, image=image)
+    assert latent(model, image=pixels - 1.2, strength=0.25).isfinite().all()  # as a VAE decodes black
+    assert latent(model, image=torch.full((1, 4, 16, 16), 9.0), strength=0.25).isfinite().all()  # latents may be large
+
+
 def test_what_means_nothing_is_refused(model: Model, picture: Image.Image) -> None:
     for options, said in (
         ({"strength": 0.5}, "strength means nothing without an image"),

@@ -115,6 +115,14 @@ def test_own_latents_take_the_place_of_the_seed(model: Model) -> None:
     assert torch.equal(latent(model, seed=7), latent(model, latents=noise, seed=99))
     with pytest.raises(ValueError, match=r"\[1, 4, 16, 16\]"):
         latent(model, latents=noise[:, :3])
+    for wrong, said in (
+        (noise.numpy(), "latents must be a tensor, not ndarray"),
+        (noise.tolist(), "latents must be a tensor, not list"),
+        (noise.long(), "latents must be a tensor of floats"),
+        (noise * torch.nan, "there are numbers in latents that are not finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            latent(model, latents=wrong)
 
 
 def test_other_sizes(model: Model) -> None:
