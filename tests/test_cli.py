@@ -113,6 +113,8 @@ generate x --batch-size 0
 generate x --batch-size 1.5
 generate x --threads 0
 generate x --threads -1
+generate x --threads 99999999999
+generate x --threads 1025
 generate x --sampler eulr
 generate x --sampler ''
 generate x --sampler Euler

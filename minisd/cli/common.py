@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 LINE = 300  # the longest message
+MAX_THREADS = 1024
 NOTE = 4000  # the longest note: it names every word that a long prompt loses
 
 
@@ -77,10 +78,10 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def positive(text: str) -> int:
-    """A whole number of 1 or more."""
-    if whole(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+def threads(text: str) -> int:
+    """So many CPU threads."""
+    if not 1 <= whole(text) <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} must be in 1..{MAX_THREADS}")
     return whole(text)
 
 

@@ -30,8 +30,8 @@ from .common import (
     interval,
     notes,
     number,
-    positive,
     refusing,
+    threads,
     whole,
 )
 from .like import begin, follow
@@ -130,7 +130,7 @@ def add_flags(parser: Parser) -> None:
     add_choice(group, "--dtype", DTYPES, "auto")
     tiling = "decode in strips, to spare memory: on, off, auto (default: beyond 1024 x 1024 pixels)"
     group.add_argument("--vae-tiling", type=choice("way", TILING_NAMES), metavar="WHEN", help=tiling)
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def add_text_flags(group: Any) -> None:
