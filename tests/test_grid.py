@@ -207,6 +207,14 @@ def test_seeds_that_are_not_said_are_random_ones(sheet) -> None:
     assert len({cell["variation_seed"] for cell in cells}) == 1 and data["x"]["values"] == seeds
 
 
+def test_a_recipe_keeps_its_eta_for_the_samplers_that_take_one(sheet, draw, tiny_model, capsys) -> None:
+    (first,) = draw("x", "--sampler", "ddim", "--eta", "0.5", "--steps", "2", "--seed", "1")
+    data = told(sheet("--like", str(first), "--x", "sampler=ddim,euler,euler_a")[0])
+    assert [(data["recipe"] | cell).get("eta") for cell in data["cells"]] == [0.5, None, 0.5]
+    call = ["grid", "--like", str(first), "--model", str(tiny_model), "--x", "sampler=ddim,euler", "--eta", "0.2"]
+    assert main(call) == 2 and "--eta means nothing to the sampler euler" in capsys.readouterr().err
+
+
 def test_prompts_are_parted_by_semicolons(sheet) -> None:
     prompts = "prompt=a red, round circle; [a|b] \udcff star"
     image, _ = sheet("--x", prompts, "--steps", "1", "--seed", "1", "-n", "a; b")

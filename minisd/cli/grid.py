@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, check
-from ..settings import Settings
+from ..settings import ETA_SAMPLERS, Settings
 from .common import BadInput, Parser, add_common, flat, near, notes, refusing
 from .generate import NUMBERS, add_flags, check_all, clean, given_prompt, given_seed, keywords, settled
 from .many import Team, read_team
@@ -136,6 +136,7 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
         raise BadInput("minisd grid draws in one process: start it without torchrun")
     if "prompt" in (x.name, y.name):
         args.prompt = ""
+    eta = args.eta
     given_prompt(args)
     axes = {axis.name: axis.values for axis in (x, y)}
     args.seed = axes["seed"][0] if "seed" in axes else given_seed(args, "seed", Team())
@@ -146,6 +147,9 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
         check(count <= MAX_CELLS, f"{count} cells are asked for: a sheet has at most {MAX_CELLS}")
     config = check_all(args, axes)
     cells = [y.set(x.set(args, column), row) for row in y.values for column in x.values]
+    for cell in cells:
+        if "sampler" in axes and eta is None and "eta" not in axes and cell.sampler not in ETA_SAMPLERS:
+            cell.eta = None  # of --like, for its own sampler
     settings = [settled_cell(cell, config, x, y) for cell in cells]
     with refusing():
         check_area(count, max(s.width for s in settings), max(s.height for s in settings))
