@@ -207,9 +207,10 @@ def soften(area: Tensor, deviation: float) -> Tensor:
     reach = math.ceil(3 * deviation)
     bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=area.device) / deviation) ** 2)
     bell = bell / bell.sum()
-    wide = F.pad(area, (reach, reach, reach, reach), mode="replicate")
-    high = F.conv2d(wide, rearrange(bell, "n -> 1 1 n 1"))
-    return F.conv2d(high, rearrange(bell, "n -> 1 1 1 n")).clamp(0, 1)
+    # One axis after the other: padded on all sides at once, a large deviation would have millions of pixels to blur.
+    high = F.conv2d(F.pad(area, (0, 0, reach, reach), mode="replicate"), rearrange(bell, "n -> 1 1 n 1"))
+    wide = F.pad(high, (reach, reach, 0, 0), mode="replicate")
+    return F.conv2d(wide, rearrange(bell, "n -> 1 1 1 n")).clamp(0, 1)
 
 
 def told_of(**given: Picture) -> dict[str, Any]:
