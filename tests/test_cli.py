@@ -120,6 +120,9 @@ generate x --sampler ''
 generate x --sampler Euler
 generate x --schedule karas
 generate x --long-prompt wrap
+generate '1 2 3 4 5 6 7 8 9 0 1 2 3 4 5' --long-prompt error
+generate x -n '1 2 3 4 5 6 7 8 9 0 1 2 3 4 5' --long-prompt error
+generate '[x:1 2 3 4 5 6 7 8 9 0 1 2 3 4 5:0.5]' --long-prompt error
 generate x --emphasis bold
 generate x --dtype fp61
 generate x --device gpu
@@ -555,7 +558,7 @@ def test_a_long_prompt_is_noted_or_refused(draw, tiny_model, capsys) -> None:
     long = "a red circle and a blue square " * 9
     argv = ["generate", long, "--model", str(tiny_model), "--outdir", "o"]
     assert main([*argv, "-N", "2"]) == 0
-    assert capsys.readouterr().err.count("minisd: note: the prompt") == 1  # once, not for each picture
+    assert capsys.readouterr().err.count("minisd: note: the text 'a red circle") == 1  # once, not for each picture
     assert main([*argv, "--long-prompt", "error"]) == 2
     assert len(everything(Path("o"))) == 2
     (path,) = draw("a (red) circle", "--long_prompt", "window", "--emphasis", "comfy")

@@ -62,6 +62,7 @@ grid x --x steps=1,2 -o {bad}/missing/a.png
 grid x --x steps=1,2 --outdir {bad}/taken.png
 grid x --x steps=1,2 --cells {bad}/taken.png
 grid x --x steps=1,2 --model {bad}/missing
+grid '1 2 3 4 5 6 7 8 9 0 1 2 3 4 5' --x long_prompt=chunk,error
 grid x --x strength=0.5,0.7
 grid x --x mask_blur=0,3 -i {bad}/taken.png
 grid x --x hires_strength=0.5,0.7

@@ -34,6 +34,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.aliases: dict[str, str] = {}
+        self._negative_number_matcher = re.compile(r"-\.?[0-9]")  # -4,0,0,0 is a value, which its type refuses
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse, or raise BadInput."""

@@ -188,6 +188,10 @@ def checked(args: argparse.Namespace, team: Team) -> Settings:
         check(last <= MAX_SEED, f"the seeds of {count} pictures go beyond {MAX_SEED}: the last is {last}")
         check_sheet(args, settings, count, team)
         check_output(args, settings, team)
+    if settings.long_prompt == "error":
+        from .prompt import check_lengths
+
+        check_lengths(args, ((prompt, args.negative_prompt, settings) for prompt in args.prompts))
     return settings
 
 

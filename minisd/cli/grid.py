@@ -20,6 +20,7 @@ from .generate import NUMBERS, add_flags, check_all, clean, given_prompt, given_
 from .many import Team, read_team
 from .model import load_model
 from .output import add_output_flags, check_area, check_exact, check_folder, save_numbered, save_sheet, show
+from .prompt import check_lengths
 
 AXES = ("prompt", "negative_prompt", "seed", *(name for name in NUMBERS if name not in ("num_images", "batch_size")))
 SEEDS = ("seed", "variation_seed")  # of which -1 is a random one
@@ -159,6 +160,7 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
             check_exact(args, [args.output], (".png",))
         if args.cells is not None:
             check_folder(args.cells, f"00000-{args.seed}.png")
+    check_lengths(args, ((c.prompt, c.negative_prompt, s) for c, s in zip(cells, settings, strict=True)))
     return cells
 
 
