@@ -9,7 +9,7 @@ from ..config import Config, check
 from ..files import check_writable
 from ..train.recipe import Recipe
 from ..weights.find import find
-from .common import Parser, add_common, choice, device, notes, positive, refusing
+from .common import Parser, add_common, choice, device, notes, refusing, threads
 
 # What each stage finds in the run folder from the stages before it. The names stand here so that --help needs no torch.
 NEEDS = {
@@ -40,7 +40,7 @@ def build_parser() -> Parser:
     parser.add_argument("--init", metavar="MODEL", help=start)
     parser.add_argument("--resume", action="store_true", help="go on from the stage's checkpoint")
     parser.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
     add_common(parser)
     return parser
 
