@@ -58,24 +58,29 @@ def test_fp32_on_a_cpu(model: Model) -> None:
 
 
 def test_the_readmes_picture_is_right(model: Model) -> None:
-    """Seed 2 is the picture of the README; of eight seeds most are right."""
-    verdicts = [judge(read(picture), SCENE)["all"] for picture in minisd.generate(model, PROMPT, seed=2, num_images=8)]
-    assert verdicts[0] and sum(verdicts) >= 6, verdicts
+    """Seed 2 is the picture of the README; of four seeds most are right. How many in all: the next test."""
+    verdicts = [judge(read(picture), SCENE)["all"] for picture in minisd.generate(model, PROMPT, seed=2, num_images=4)]
+    assert verdicts[0] and sum(verdicts) >= 3, verdicts
 
 
 @pytest.mark.parametrize("category", ["one object", "two objects", "held-out pair"])
 def test_fidelity_has_not_fallen(model: Model, category: str) -> None:
-    """A quick look, 24 prompts: far below the full score of weights.md, it falls only when something broke."""
-    pairs = prompts(category, 24, seed=1)
-    drawn = minisd.generate(model, [prompt for prompt, _ in pairs], seed=1, batch_size=8)
+    """A quick look, 12 prompts: below the full score of weights.md, it falls only when something broke.
+
+    Prompts and seeds never change, so the bars stand one picture below what is drawn now: 12, 9 and 10 right of 12. A
+    model that is right seven times in ten passes all three with 3 % (the binomial tails of 11, 8 and 9, multiplied),
+    one that is right six times in ten with 0.2 %; twice as many prompts with looser bars gave 2 % and 0.02 %.
+    """
+    pairs = prompts(category, 12, seed=1)
+    drawn = minisd.generate(model, [prompt for prompt, _ in pairs], seed=1, batch_size=6)
     right = score(category, pairs, drawn).right
     assert {factor: right[factor] for factor, floor in FLOORS[category].items() if right[factor] < floor} == {}, right
 
 
 FLOORS = {
-    "one object": {"background": 23, "size": 22, "colour": 22, "count": 21, "shape": 21, "all": 20},
-    "two objects": {"background": 23, "size": 21, "colour": 21, "relation": 21, "count": 19, "all": 16},
-    "held-out pair": {"background": 23, "size": 22, "colour": 22, "count": 21, "shape": 20, "all": 19},
+    "one object": {"background": 11, "size": 11, "colour": 11, "count": 11, "shape": 11, "all": 11},
+    "two objects": {"background": 11, "size": 10, "colour": 10, "relation": 10, "count": 9, "all": 8},
+    "held-out pair": {"background": 11, "size": 11, "colour": 11, "count": 11, "shape": 9, "all": 9},
 }
 
 
@@ -104,7 +109,7 @@ def test_wilson_interval() -> None:
 
 def test_a_larger_batch_changes_next_to_nothing(model: Model) -> None:
     alone, together = (
-        torch.cat([to_tensor(p) for p in minisd.generate(model, PROMPT, num_images=4, batch_size=n, sampler="euler_a")])
+        torch.cat([to_tensor(p) for p in minisd.generate(model, PROMPT, num_images=4, steps=8, batch_size=n)])
         for n in (1, 4)
     )
     levels = ((alone - together) * 127.5).round().abs()
@@ -113,10 +118,10 @@ def test_a_larger_batch_changes_next_to_nothing(model: Model) -> None:
 
 
 def test_half_as_many_steps_draw_nearly_the_same(model: Model) -> None:
-    """The solver converges: 40 steps stand nearer to 80 than 10 do."""
+    """The solver converges: 20 steps stand nearer to 40 than 5 do."""
     few, more, most = (
         minisd.generate(model, PROMPT, seed=3, output="latent", steps=n, cfg_scale=1.0, sampler="dpmpp_2m")
-        for n in (10, 40, 80)
+        for n in (5, 20, 40)
     )
     assert (more - most).abs().mean() < 0.5 * (few - most).abs().mean()
 

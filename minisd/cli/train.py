@@ -18,7 +18,7 @@ from ..files import check_writable
 from ..train.lock import locked
 from ..train.recipe import Recipe
 from ..weights.find import find
-from .common import Parser, add_common, choice, device, notes, number, positive, refusing
+from .common import Parser, add_common, choice, device, notes, number, refusing, threads
 
 # What each stage finds in the run folder from the stages before it. The names stand here so that --help needs no torch.
 NEEDS = {
@@ -64,7 +64,7 @@ def build_parser() -> Parser:
     slice_ = "stop with a checkpoint after N minutes"
     parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="N", help=slice_)
     parser.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
     add_common(parser)
     return parser
 
