@@ -46,6 +46,7 @@ class Run:
     resume: bool = False
     until: float = math.inf  # stop in good order when `stop.now()` is later
     quiet: bool = False
+    tensorboard: bool = False
 
     @property
     def config(self) -> Config:
@@ -78,7 +79,7 @@ def say(text: str) -> None:
 def train(job: Run, stage: Stage) -> None:
     """A network's stage, to its end."""
     stage.module.to(job.device)
-    run(stage, job.folder, job.device, job.resume, job.until, job.quiet)
+    run(stage, job.folder, job.device, job.resume, job.until, job.quiet, job.tensorboard)
 
 
 def tokenizer(job: Run) -> None:
