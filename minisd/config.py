@@ -301,7 +301,7 @@ def limit(where: str) -> int:
 
 MAY_BE_ZERO = (
     *("depth", "mid_depth", "vector_dim", "projection", "bos_id", "eos_id", "pad_id", "steps_offset"),
-    *("seed", "warmup", "lies", "sketch_steps"),
+    *("seed", "warmup", "lies", "sketch_steps", "emoji"),
 )
 LIMITS = {
     "vocab_size": 1_000_000,

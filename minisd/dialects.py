@@ -114,9 +114,10 @@ def of_a1111(sheet: Sheet) -> None:
     schedule = sheet.left.pop("Schedule type", schedule or "Automatic")
     if schedule != "Automatic":
         sheet.left["Schedule type"] = schedule
-        sheet.take_name("Schedule type", "schedule", name_of(schedule, SCHEDULE_LABELS))
+        name = "normal" if schedule.lower() == "uniform" else name_of(schedule, SCHEDULE_LABELS)
+        sheet.take_name("Schedule type", "schedule", name)
     elif sampler is not None:
-        schedule = AUTOMATIC.get(sampler, "linspace")
+        schedule = AUTOMATIC.get(sampler, "normal")
         sheet.left["Schedule type"] = f"Automatic ({schedule})"
         sheet.take_name("Schedule type", "schedule", schedule)
         if silent and schedule in ("karras", "exponential"):
@@ -133,7 +134,7 @@ def of_a1111(sheet: Sheet) -> None:
 def split(said: str) -> tuple[str, str | None]:
     """Sampler and schedule of older files, which have both in one name: "DPM++ 2M Karras"."""
     if name_of(said, SAMPLER_LABELS) is None:
-        for schedule in SCHEDULE_LABELS.values():
+        for schedule in sorted(SCHEDULE_LABELS.values(), key=len, reverse=True):  # "SGM Uniform" before "Uniform"
             if said.lower().endswith(f" {schedule.lower()}"):
                 return said[: -len(schedule) - 1], schedule
     return said, None
@@ -237,12 +238,12 @@ CHOICES = {
     "long_prompt": settings.LONG_PROMPT_NAMES,
     "start_scale": settings.START_NAMES,
 }
-AUTOMATIC = {  # the schedule that samplers of AUTOMATIC1111 have of their own; the others: linspace
+AUTOMATIC = {  # the schedule that samplers of AUTOMATIC1111 have of their own; the others: Uniform, our normal
     **dict.fromkeys(("dpmpp_2m", "dpmpp_sde", "dpmpp_2s_a", "dpm2", "dpm2_a", "restart"), "karras"),
     **dict.fromkeys(("dpmpp_2m_sde", "dpmpp_3m_sde"), "exponential"),
     **dict.fromkeys(("ddim", "plms", "unipc"), "leading"),
     "lcm": "lcm",
 }
-SDCPP_SCHEDULES = {"": "linspace", "discrete": "linspace", "ays": "align_your_steps"}
+SDCPP_SCHEDULES = {"": "normal", "discrete": "normal", "ays": "align_your_steps"}
 HIRES_UPSCALERS = {label: name for name, label in UPSCALE_LABELS.items()}
 DIALECTS = {"stable-diffusion.cpp": of_sdcpp, "minisd": of_minisd, A1111: of_a1111}

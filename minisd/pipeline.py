@@ -102,7 +102,8 @@ def generate(
     """Draw pictures.
 
     Args:
-        prompt: one, or a list; each is drawn `num_images` times. Image i of the call has seed + i.
+        prompt: one, or a list; each is drawn `num_images` times. Image i of the call has seed + i. Seeds are 0 to
+            2^64 - 1, but torch's CPU generator reads their low 32 bits: s and s + 2^32 have the same first noise.
         negative_prompt: what to lead away from; None: the model's own rule (the empty prompt; SDXL folders: zeros).
         image: start from this picture (img2img): 0 gives it back as the VAE has it, 1 is text-to-image. One picture
             for all, scaled to cover width x height and cut to it (neither named: see `picture.own_size`); or pixels

@@ -73,7 +73,7 @@ class Options(TypedDict, total=False):
     sampler: str | Callable | None  # a name, or a generator function of your own
     schedule: str | Callable | None  # a name, or a function (table, steps) -> sigmas
     eta: float | None  # fresh noise in each step, for the samplers of ETA_SAMPLERS; None: the sampler's own
-    seed: int  # 0
+    seed: int  # 0; up to 2^64 - 1, of which torch's CPU generator reads the low 32 bits
     width: int | None  # pixels
     height: int | None
     num_images: int  # 1, of each prompt

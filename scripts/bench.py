@@ -1,10 +1,11 @@
 """How long and how much memory one picture takes, from process start to the PNG on disk.
 
     python scripts/bench.py [--runs 5]
-    python scripts/bench.py --clip-skip
+    python scripts/bench.py --clip-skip [sd15] [--threads 1]
 
-Each run is a fresh process; the first one, which fills the caches, is not counted. --clip-skip: instead, how long SD
-1.x's text encoder takes for a prompt and a negative prompt at each clip skip, fp32, with random weights.
+Each run is a fresh process; the first one, which fills the caches, is not counted. --clip-skip: instead, how long the
+text encoder of a preset (sd15, sd21, sdxl, mini) takes for a prompt and a negative prompt at each clip skip, fp32, with
+random weights.
 """
 
 import argparse
@@ -13,8 +14,11 @@ import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 PROMPT = "a large red circle to the left of a small blue square on a white background"
+
+PRESETS = ("sd15", "sd21", "sdxl", "mini")
 
 
 def one(folder: str, threads: int) -> tuple[float, float]:
@@ -30,28 +34,31 @@ def one(folder: str, threads: int) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss / 1000  # ru_maxrss counts KiB on Linux
 
 
-def clip_skip(runs: int, threads: int) -> None:
-    """Print a table: the median time of each skip, and what of the last block's it is."""
+def clip_skip(preset: str, runs: int, threads: int) -> None:
+    """Print a table: the median time of each skip, and what of the smallest one's it is."""
     import torch
 
-    from minisd.config import TextConfig
+    from minisd.config import Config
     from minisd.nn.clip import CLIPText
 
     if threads:
         torch.set_num_threads(threads)
-    tower = CLIPText(TextConfig()).eval().requires_grad_(False)
-    ids = torch.full((2, 77), TextConfig().eos_id)
-    depth = tower.config.depth
-    seconds: dict[int, list[float]] = {skip: [] for skip in range(1, depth + 1)}
+    config = Config.load(Path(__file__).parent.parent / "configs" / f"{preset}.json")
+    towers = [CLIPText(text).eval().requires_grad_(False) for text in config.text]
+    ids = torch.full((2, config.text[0].max_length), config.text[0].eos_id)
+    smallest = max(text.depth + 1 - text.layers for text in config.text)
+    depth = min(text.depth for text in config.text)
+    seconds: dict[int, list[float]] = {skip: [] for skip in range(smallest, depth + 1)}
     for _ in range(runs + 1):
         for skip, times in seconds.items():  # in turn, so that a busy machine slows all of them alike
             started = time.perf_counter()
-            tower(ids, skip)
+            for tower in towers:
+                tower(ids, skip)
             times.append(time.perf_counter() - started)
     median = {skip: statistics.median(times[1:]) for skip, times in seconds.items()}  # the first one warms up
-    print("clip skip  blocks      ms  of skip 1")
+    print(f"clip skip  blocks       ms  of skip {smallest}")
     for skip, t in median.items():
-        print(f"{skip:9}{depth + 1 - skip:8}{1000 * t:8.1f}{100 * t / median[1]:9.0f} %")
+        print(f"{skip:9}{depth + 1 - skip:8}{1000 * t:9.2f}{100 * t / median[smallest]:9.0f} %")
 
 
 def main() -> None:
@@ -59,10 +66,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes")
-    parser.add_argument("--clip-skip", action="store_true", help="time the text encoder at each clip skip")
+    each = "time a preset's text encoder at each clip skip (default: sd15)"
+    parser.add_argument("--clip-skip", nargs="?", const="sd15", choices=PRESETS, metavar="PRESET", help=each)
     args = parser.parse_args()
     if args.clip_skip:
-        return clip_skip(args.runs, args.threads)
+        return clip_skip(args.clip_skip, args.runs, args.threads)
     with tempfile.TemporaryDirectory() as folder:
         one(folder, args.threads)
         seconds, megabytes = zip(*(one(folder, args.threads) for _ in range(args.runs)), strict=True)

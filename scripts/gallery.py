@@ -1,35 +1,36 @@
-"""The pictures of the README, each by the very command that stands beside it there.
+"""The pictures of the README and of docs/gallery.md, each by the very command that stands beside it there.
 
-python scripts/gallery.py            # writes docs/images/*.png and prints the README's table
+python scripts/gallery.py                # all of them, into docs/images/
+python scripts/gallery.py clip-skip cfg  # some
 """
 
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-FOLDER = Path("docs/images")
-SEED = "2"
-PROMPTS = {
-    "first": "a large red circle to the left of a small blue square on a white background",
-    "heart": "a large pink heart on a cyan background",
-    "star": "a large yellow star on a dark blue background",
-    "held-out": "a large green star on a brown background",
-    "rings": "a small blue ring above a large orange square on a cream background",
-    "black": "a large black diamond to the right of a small red circle on a gray background",
-    "cross": "a small purple cross below a large green circle on a white background",
-    "words": "on a cream background, a large purple triangle with a small green square to its left",
-}
+ROOT = Path(__file__).parent.parent
+
+
+def commands() -> Iterator[tuple[Path, list[str]]]:
+    """Each picture's path and the command that draws it, as the pages have them."""
+    for path, command in re.findall(r'<img src="(.+?)".*?\| `(minisd .+?)` \|', (ROOT / "README.md").read_text()):
+        yield Path(path), [*shlex.split(command), "-o", path]
+    for command in re.findall(r"^    (minisd .+ -o .+)$", (ROOT / "docs" / "gallery.md").read_text(), re.MULTILINE):
+        words = shlex.split(command)
+        yield Path(words[words.index("-o") + 1]), words
 
 
 def main() -> None:
-    """Draw each picture with the command line and print a Markdown table."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    print("| picture | command |\n|---|---|")
-    for name, prompt in PROMPTS.items():
-        path = FOLDER / f"{name}.png"
-        command = ["generate", prompt, "--seed", SEED, "-o", str(path), "--overwrite", "-q"]
-        subprocess.run([sys.executable, "-m", "minisd", *command], check=True, capture_output=True)
-        print(f'| <img src="{path}" width="128"> | `minisd generate "{prompt}" --seed {SEED}` |')
+    """Run the commands in their order, or those of the pictures named."""
+    wanted = set(sys.argv[1:])
+    for path, command in commands():
+        if not wanted or path.stem in wanted:
+            print(path, flush=True)
+            run = [sys.executable, "-m", *command, "--overwrite", "-q"]
+            subprocess.run(run, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
 
 
 if __name__ == "__main__":

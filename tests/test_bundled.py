@@ -14,13 +14,13 @@ import torch
 
 import minisd
 from minisd.config import Config
-from minisd.image import to_tensor
+from minisd.image import to_pil, to_tensor
 from minisd.pipeline import Model
-from minisd.train.evaluate import CATEGORIES, prompts, score, wilson
+from minisd.train.evaluate import CATEGORIES, SHAPES, prompts, score, wilson
 from minisd.weights.folder import BUNDLED, sha256
-from minisd.world.draw import render
 from minisd.world.oracle import judge, read
-from minisd.world.scenes import HELD_OUT, Object, Scene, recipe, reserved
+from minisd.world.scenes import Object, Scene, held_out, recipe, reserved
+from minisd.world.world import World
 
 ROOT = Path(__file__).parent.parent
 PROMPT = "a large red circle to the left of a small blue square on a white background"
@@ -80,18 +80,19 @@ FLOORS = {
 
 
 def test_evaluation_prompts_were_never_trained_on() -> None:
-    for category, (split, objects) in CATEGORIES.items():
+    for category, (split, kind) in CATEGORIES.items():
         pairs = prompts(category, 100, seed=0)
         assert len({prompt for prompt, _ in pairs}) == 100
         for _, scene in pairs:
-            assert len(scene.objects) == objects
-            pair_held_out = any((o.shape, o.colour) in HELD_OUT for o in scene.objects)
+            assert scene.kind == kind
+            pair_held_out = any(held_out(item) for item in scene.objects)
             assert pair_held_out if split == "held_out" else reserved(recipe(scene)) and not pair_held_out
 
 
 def test_real_renders_score_full_marks() -> None:
     pairs = prompts("two objects", 100, seed=2)
-    assert score("two objects", pairs, [render(scene) for _, scene in pairs]).right["all"] >= 99
+    drawn = to_pil(World(SHAPES).draw([scene for _, scene in pairs]))
+    assert score("two objects", pairs, drawn).right["all"] >= 99
 
 
 def test_wilson_interval() -> None:

@@ -1,5 +1,7 @@
 """The command line: bad input is one line and exit 2 before a model is loaded; pictures are whole or not there."""
 
+import builtins
+import io
 import json
 import logging
 import os
@@ -14,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 import minisd
 from minisd import cli, files
@@ -60,6 +63,8 @@ generate x --cfg inf
 generate x --scale=-inf
 generate x --guidance_scale -1
 generate x --cfg-scale 7,5
+generate x --cfg-scale seven
+generate x --cfg-scale ''
 generate x --cfg-scale 1e999
 generate x --cfg-scale 1e6
 generate x --seed 18446744073709551616
@@ -76,9 +81,15 @@ generate x -W 513
 generate x -W 10000000
 generate x -W 512.0
 generate x -H 0
+generate x -H 7
+generate x -H -8
+generate x -H 513
 generate x -H 66
+generate x -H 10000000
+generate x -H 512.0
 generate x --height 1e2
 generate x --clip-skip 0
+generate x --clip-skip 3
 generate x --clip-skip 99
 generate x --clip_skip -1
 generate x --clip-skip one
@@ -99,7 +110,9 @@ generate x --num-images 0
 generate x --num_images -3
 generate x -N 1000000
 generate x --batch-size 0
+generate x --batch-size 1.5
 generate x --threads 0
+generate x --threads -1
 generate x --sampler eulr
 generate x --sampler ''
 generate x --sampler Euler
@@ -126,6 +139,12 @@ generate x --model {bad}/words
 generate x --model {bad}/lfs
 generate x --model {bad}/html
 generate x --model {bad}/zeros
+generate x --model {bad}/empty/model.safetensors
+generate x --model {bad}/short/model.safetensors
+generate x --model {bad}/lfs/model.safetensors
+generate x --model {bad}/html/model.safetensors
+generate x --model {bad}/zeros/model.safetensors
+generate x --model {bad}/flux.safetensors
 generate x --model {bad}/config-words
 generate x --model {bad}/config-binary
 generate x --model {bad}/config-field
@@ -228,6 +247,7 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
     for folder in ("folder", "folder.png", "run/tokenizer"):
         (bad / folder).mkdir(parents=True)
     (bad / "text.txt").write_text("a text\n")
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(4, 4)}, bad / "flux.safetensors")
     os.mkfifo(bad / "fifo")
     Image.new("RGB", (8, 8)).save(bad / "taken.png")
     Image.new("RGB", (8, 8)).save(bad / "taken-8.png")
@@ -268,6 +288,13 @@ def everything(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def words(line: str, bad: Path, model: Path) -> list[str]:
+    """A line of BAD as the command gets it."""
+    fill = {"bad": bad, "many": "9" * 5000, "long": "n" * 300, "nul": "\0"}
+    argv = [word.format(**fill) for word in shlex.split(line)]
+    return [*argv, "--model", str(model)] if argv[0] == "generate" and "--model" not in argv else argv
+
+
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_line_and_exit_2_before_any_model(
     line: str,
@@ -277,19 +304,88 @@ def test_bad_input_is_one_line_and_exit_2_before_any_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
+    at_once: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = everything(bad_files)
-    fill = {"bad": bad_files, "many": "9" * 5000, "long": "n" * 300, "nul": "\0"}
-    argv = [word.format(**fill) for word in shlex.split(line)]
-    if argv[0] == "generate" and "--model" not in argv:
-        argv += ["--model", str(tiny_model)]
-    assert main(argv) == 2
+    assert main(words(line, bad_files, tiny_model)) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(r"minisd: [^\n]{10,400}\n", err), err
     assert everything(bad_files) == before
     assert [name for name in everything(tmp_path) if name not in ("outputs", "runs", "runs/mini")] == []
+
+
+ASKS_TORCH = ["generate x --device cuda", "generate x --model {bad}/flux.safetensors"]
+COLD = """if True:
+    import json, os, sys
+    for argv in json.loads(sys.argv[1]):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.dup2(writer, 1), os.dup2(writer, 2), os.close(reader)
+            from minisd.cli import main
+            os._exit(main(argv))
+        os.close(writer)
+        with os.fdopen(reader) as said:
+            told = said.read()
+        _, status, used = os.wait4(child, 0)
+        print(json.dumps([os.waitstatus_to_exitcode(status), told, used.ru_utime + used.ru_stime]))
+"""
+
+
+def test_bad_input_is_refused_within_a_second_of_a_cold_start(tiny_model: Path, bad_files: Path, tmp_path) -> None:
+    """Processor time of processes that had imported nothing: every twelfth line; 3 s where torch must be asked."""
+    asks_torch = re.compile(r"--device cuda|--dtype fp16|--model \S+\.(safetensors|txt)")  # whether it is there; a file
+    lines = list(dict.fromkeys([*BAD[::12], *ASKS_TORCH]))
+    asked = json.dumps([words(line, bad_files, tiny_model) for line in lines])
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(minisd.__path__[0]).parent)}
+    argv = [sys.executable, "-c", COLD, asked]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    answers = [json.loads(answer) for answer in done.stdout.splitlines()]
+    assert len(answers) == len(lines) > 15
+    for line, (code, told, seconds) in zip(lines, answers, strict=True):
+        assert code == 2 and re.fullmatch(r"minisd: [^\n]{10,400}\n", told), (line, told)
+        assert seconds < (3 if asks_torch.search(line) else 1), (line, seconds)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            "generate x --model {locked}",
+            "generate x --model {locked}/model.safetensors",
+            "generate -i {locked}/a.png x",
+        ),
+        *("generate --like {locked}/a.png", "generate --from-file {locked}/prompts.txt", "info {locked}/a.png"),
+        *(
+            "generate x --outdir {locked}/out",
+            "generate x -o {locked}/b.png",
+            "prompt x --tokenizer {locked}/tokenizer",
+        ),
+        "train vae --recipe {locked}/recipe.toml",
+    ],
+)
+def test_what_may_not_be_opened_is_one_line(
+    line: str, tiny_model: Path, no_loading: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """As after chmod 000, which does not hinder root."""
+    locked, true_open = shutil.copytree(tiny_model, tmp_path / "locked"), io.open
+    for name in ("a.png", "prompts.txt", "recipe.toml"):
+        (locked / name).touch()
+    before = everything(locked)
+
+    def refusing(file: object, *args: object, **options: object) -> object:
+        if str(locked) in str(file):
+            raise PermissionError(13, "Permission denied", str(file))
+        return true_open(file, *args, **options)
+
+    for module in (io, builtins):
+        monkeypatch.setattr(module, "open", refusing)
+    assert main(words(line.replace("locked", "bad"), locked, tiny_model)) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and re.fullmatch(r"minisd: [^\n]*Permission denied[^\n]*\n", err), err
+    assert [name for name in everything(locked) if name != "out"] == before
 
 
 @pytest.mark.parametrize(
@@ -299,6 +395,9 @@ def test_bad_input_is_one_line_and_exit_2_before_any_model(
         ("generate x --sampler eulr", "did you mean euler?"),
         ("generate x --sampler eulr", "dpmpp_2m"),
         ("generate x --schedule karas", "did you mean karras?"),
+        ("generate x --dtype fp61", "did you mean fp16?"),
+        ("generate x --device gpu", "choose from auto, cpu, cuda, cuda:N"),
+        ("generate x --model {bad}/flux.safetensors", "Flux"),
         ("generate x y", "quotes"),
         ("generat x", "did you mean generate?"),
         ("train unets", "did you mean unet?"),
@@ -605,6 +704,28 @@ def test_numbers_that_are_not_finite_end_in_exit_1_and_no_file(tiny_model, tmp_p
     assert main(["generate", "x", "-q", "--model", str(tiny_model), "-o", "a.png"]) == 1
     assert "not finite" in capsys.readouterr().err
     assert everything(tmp_path) == []
+
+
+def test_a_ctrl_c_while_the_model_is_loaded_is_one_line(draw, tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minisd.weights.folder.load", interrupted)
+    assert main(["generate", "x", "-q", "-o", "a.png"]) == 130
+    assert capsys.readouterr().err == "minisd: interrupted\n"
+    assert everything(tmp_path) == []
+
+
+def test_emoji_pass_where_the_locale_knows_none(tiny_model: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"LC_ALL": "C", "PYTHONPATH": str(Path(minisd.__path__[0]).parent)}
+    for argv, code in ((["prompt", "😀", "--json"], 0), (["generate", "😀", "--sampler", "😀"], 2)):
+        argv = [sys.executable, "-m", "minisd", *argv, "--model", str(tiny_model)]
+        done = subprocess.run(argv, capture_output=True, cwd=tmp_path, env=environment)
+        assert (
+            done.returncode == code and (done.stderr.count(b"\n"), done.stdout[:1]) == ((0, b"{"), (1, b""))[code > 0]
+        )
+        said = json.loads(done.stdout)["prompt"]["text"] if code == 0 else done.stderr.decode().split("'")[1]
+        assert said == "😀"
 
 
 def test_pictures_drawn_before_a_ctrl_c_are_kept(draw, monkeypatch) -> None:

@@ -198,6 +198,7 @@ def test_what_does_not_fit_is_one_line_before_a_tensor_is_read(
     fill = {"folder": one.folder, "file": one.file, "home": tmp_path, "lora": tmp_path / "lora.safetensors"}
     fill |= {"text": tmp_path / "t.safetensors", "config": config, "refiner": refiner}
     monkeypatch.setattr("minisd.weights.load.load", lambda *args, **kwargs: pytest.fail("reached the model"))
+    capsys.readouterr()  # what was said while the model was made
     assert main(["generate", "x", "--device", "cpu", *argv.format(**fill).split()]) == 2
     out, err = capsys.readouterr()
     assert out == "" and told in err and len(err.splitlines()) == 1

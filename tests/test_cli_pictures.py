@@ -119,7 +119,7 @@ def words(line: str, files: Path) -> list[str]:
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_pictures_are_one_line_and_exit_2_before_any_model(
-    line: str, files: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
+    line: str, files: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd, at_once: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minisd.weights.folder.load", lambda *args, **kwargs: pytest.fail("reached the model"))

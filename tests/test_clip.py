@@ -124,7 +124,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_skipped_is_indexed_bit_for_bit(family: str) -> None:
-    """What leaves early is the state of a full pass; the pooled vector does not change."""
+    """What leaves early is the state of a full pass, and no block behind it ran; the pooled vector does not change."""
     config, layers, first = FAMILIES[family]
     model = slim(config, layers)
     ids = token_ids(model.config)[:1]
@@ -132,13 +132,19 @@ def test_skipped_is_indexed_bit_for_bit(family: str) -> None:
     for block in model.blocks:
         states.append(block(states[-1]))
     pooled = model.pool(model.final_norm(states[-1]), ids)
+    ran = []
+    model.blocks[0].register_forward_hook(lambda *_: ran.append(1))
     skips = range(first, model.config.depth + 1)
     for skip in skips if layers <= 12 else (*skips[:2], 12, skips[-1]):
         state = states[model.config.depth + 1 - skip]
         context, vector = model(ids, clip_skip=skip, pooled=True)
         assert torch.equal(context, model.final_norm(state) if config.final_norm else state)
         assert torch.equal(vector, pooled)
+        assert len(ran) == layers  # for the pooled vector
+        ran.clear()
         assert torch.equal(model(ids, clip_skip=skip, pooled=False)[0], context)
+        assert len(ran) == model.config.depth + 1 - skip
+        ran.clear()
     with pytest.raises(ValueError, match="out of range"):
         model(ids, clip_skip=first - 1)
 

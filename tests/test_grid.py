@@ -86,7 +86,7 @@ def told(image: Image.Image) -> dict:
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_line_and_exit_2_before_any_model(
-    line: str, tiny_model: Path, no_loading: None, tmp_path: Path, monkeypatch, capsys
+    line: str, tiny_model: Path, no_loading: None, tmp_path: Path, monkeypatch, capsys, at_once: None
 ) -> None:
     bad, here = tmp_path / "bad", tmp_path / "here"
     bad.mkdir()

@@ -48,6 +48,22 @@ def test_imports_go_one_way(path: Path) -> None:
             assert other in ("world", "config", "files"), "the world is drawn without networks"
 
 
+def test_the_readme_lists_every_core_file_in_reading_order() -> None:
+    """Folders' files stand under the folder, or with it."""
+    lines = (ROOT.parent / "README.md").read_text(encoding="utf-8").partition("\n    minisd/\n")[2]
+    listed, folder = [], ""
+    for line in lines.partition("\n    and beside")[0].splitlines():
+        name = line.split()[0]
+        listed.append(folder + name if line.startswith("        ") else name)
+        folder = name if name.endswith("/") else folder if line.startswith("        ") else ""
+    files = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if home(path) in CORE]
+    assert sorted(name for name in listed if name[-1] != "/") == sorted(
+        str(path) for path in files if path.name != "__init__.py"
+    )
+    places = [CORE.index(name.partition("/")[0].removesuffix(".py")) for name in listed]
+    assert places == sorted(places)
+
+
 def run(code: str, **env: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 

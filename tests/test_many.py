@@ -106,7 +106,7 @@ def environment() -> dict[str, str]:
 
 @pytest.mark.parametrize("line", BAD)
 def test_bad_input_is_one_line_and_exit_2_before_any_model(
-    line: str, tiny_model: Path, bad_prompts: Path, no_loading: None, tmp_path: Path, monkeypatch, capsys
+    line: str, tiny_model: Path, bad_prompts: Path, no_loading: None, tmp_path: Path, monkeypatch, capsys, at_once: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     argv = [word.format(bad=bad_prompts, nul="\0") for word in shlex.split(line)]

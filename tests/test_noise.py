@@ -65,6 +65,14 @@ def test_noise_is_each_images_own() -> None:
     assert abs(x.std() - 1) < 0.01
 
 
+def test_a_seeds_low_32_bits_are_its_first_noise_and_all_of_them_its_path() -> None:
+    """What generate's docstring, --help and the README say of large seeds."""
+    near, far = ImageNoise([7], (4, 8, 8), CPU), ImageNoise([7 + 2**32], (4, 8, 8), CPU)
+    assert all(torch.equal(near(), far()) for _ in range(3))
+    one, other = (brownian(seed, shape=(4, 8, 8))(*LEVELS[:2]) for seed in (7, 7 + 2**32))
+    assert abs(correlation(one, other)) < 5 / math.sqrt(one.numel())
+
+
 def test_increments_of_the_path_are_independent_and_of_unit_variance() -> None:
     """Within five standard errors: sqrt(2 / N) of a variance, 1 / sqrt(N) of a correlation."""
     noise = brownian(0)

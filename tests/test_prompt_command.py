@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,14 @@ import minisd
 from minisd.cli import main
 from minisd.settings import LONG_PROMPT_NAMES
 from minisd.text.chunks import lay_out
-from minisd.text.lint import lint
+from minisd.text.editing import phases, stages
+from minisd.text.lint import lint, lint_edits
 
 PROMPT = "a (red:1.3) circle, two small blue squares and a large green star, a white background, [grey]"
 
 
 @pytest.fixture
-def ask(tiny_model: Path, capsys: pytest.CaptureFixture):
+def ask_all(tiny_model: Path, capsys: pytest.CaptureFixture):
     """What the command answers of the tiny model, as data."""
 
     def run(prompt: str, *flags: str) -> dict:
@@ -29,6 +31,18 @@ def ask(tiny_model: Path, capsys: pytest.CaptureFixture):
         out, err = capsys.readouterr()
         assert err == ""
         return json.loads(out)
+
+    return run
+
+
+@pytest.fixture
+def ask(ask_all):
+    """The same of prompts that are one text throughout: what it says of those."""
+
+    def run(*argv: str) -> dict:
+        told = ask_all(*argv)
+        assert [len(one["texts"]) for one in told.values()] == [1] * len(told)
+        return {name: one["texts"][0] for name, one in told.items()}
 
     return run
 
@@ -90,6 +104,74 @@ def test_the_page_for_people(tiny_model: Path, capsys: pytest.CaptureFixture) ->
     assert "\nnegative prompt: 1 token in 1 chunk of 14" in out
 
 
+EDITED = "a [red|blue] [circle:square:0.5] AND a (star:1.2):0.7"
+
+
+def test_what_holds_when_and_each_text_once(ask_all) -> None:
+    told = ask_all(EDITED, "--steps", "9", "-n", "a [x::3] AND b")
+    whole, negative = told["prompt"], told["negative_prompt"]
+    texts = ["a red circle", "a (star:1.2)", "a blue circle", "a red square", "a blue square"]
+    assert [one["text"] for one in whole["texts"]] == texts
+
+    def turn(number: int) -> list[dict]:
+        return [{"text": number, "weight": 1.0}, {"text": 2, "weight": 0.7}]
+
+    assert whole["phases"] == [
+        {"steps": [1, 4], "turns": [turn(1), turn(3)]},
+        {"steps": [5, 9], "turns": [turn(4), turn(5)]},
+    ]
+    assert {token["weight"] for token in whole["texts"][1]["table"]} == {1.0, 1.2}
+    assert [(one["steps"], one["turns"][0][0]["text"]) for one in negative["phases"]] == [([1, 3], 1), ([4, 9], 2)]
+    assert [one["text"] for one in negative["texts"]] == ["a x AND b", "a  AND b"]
+    assert negative["lint"] == ["the AND at character 10 is a word like others in a negative prompt"]
+
+
+def test_the_default_number_of_steps_is_what_generate_takes(ask_all, tiny_model: Path, capsys) -> None:
+    assert ask_all("x")["prompt"]["steps"] == minisd.load(tiny_model, device="cpu").config.defaults.steps == 4
+    assert main(["prompt", "x", "--tokenizer", str(tiny_model / "tokenizer"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["prompt"]["steps"] == 20
+
+
+@pytest.mark.parametrize("emphasis", ["comfy", "off"])
+def test_readings_without_editing_have_one_text(ask_all, emphasis: str) -> None:
+    told = ask_all(EDITED, "--emphasis", emphasis)["prompt"]
+    assert [one["text"] for one in told["texts"]] == [EDITED] and told["lint"] == []
+    assert told["phases"] == [{"steps": [1, 4], "turns": [[{"text": 1, "weight": 1.0}]]}]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        *("", "x", EDITED, "[a|b]", "[a|b|]", "[a|[b|c|d]]", "[[a|b]:c:4]", "[a|[b:c:4]]", "[a:b:0]", "[a:b:99]"),
+        *("[a:a:3]", "[[a::2]b:c:4] AND [d|e]", "[a:[b:c:2]:1]e", "[fe|||]male", "[a|b]:[c:d:3]", "[[a|a]:a:3]"),
+    ],
+)
+def test_phases_unrolled_are_the_stages(prompt: str) -> None:
+    """Step by step, for every number of steps; and no phase could be told shorter."""
+    for steps in range(1, 13):
+        script = phases(prompt, steps)
+        said = [phase.turns[i % len(phase.turns)] for phase in script for i in range(phase.end - phase.first)]
+        changes = [i for i in range(steps) if i == 0 or said[i] != said[i - 1]]
+        assert [(stage.first, stage.parts) for stage in stages(prompt, steps)] == [(i, said[i]) for i in changes]
+        assert script[0].first == 0 and script[-1].end == steps == len(said)
+        for one, two in pairwise(script):
+            assert one.end == two.first and (one.turns != two.turns or len(one.turns) > 1)
+        assert all(len(phase.turns) == 1 or len(set(phase.turns)) > 1 for phase in script)
+
+
+def test_alternation_is_told_by_its_pattern_not_step_by_step(tiny_model: Path, capsys) -> None:
+    assert main(["prompt", "a [red|blue] star", "-m", str(tiny_model), "--steps", "1000"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("prompt: 2 texts over 1000 steps (emphasis a1111)\n")
+    assert "\nsteps 1 to 1000 (0 to 100 %): text 1 | text 2, in turn\n" in out
+    assert "\ntext 1, 'a red star': " in out and "\ntext 2, 'a blue star': " in out and "text 3" not in out
+    assert len(out.splitlines()) < 40
+    assert main(["prompt", "a star AND a ring:0.7 AND [x:y:99]", "-m", str(tiny_model)]) == 0
+    out = capsys.readouterr().out
+    assert "steps 1 to 4 (0 to 100 %): text 1 AND text 2:0.7 AND text 3\n" in out
+    assert "note: '[x:y:99]' at character 27 turns after the last of 4 steps" in out
+
+
 @pytest.mark.parametrize("flags", [[], ["--json", "-n", "y"], ["--long-prompt", "window", "--emphasis", "comfy"]])
 def test_no_torch_and_no_weights(tiny_model: Path, tmp_path: Path, flags: list[str]) -> None:
     """minisd's own folder, its weights not even readable; and a tokenizer folder alone."""
@@ -109,7 +191,7 @@ print("torch" in sys.modules)
 
 def test_a_tokenizer_alone_is_of_a_model_of_77_tokens(tiny_model: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["prompt", "a " * 76, "--tokenizer", str(tiny_model / "tokenizer"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)["prompt"]
+    told = json.loads(capsys.readouterr().out)["prompt"]["texts"][0]
     assert (told["room"], told["tokens"], told["chunks"]) == (75, 76, 2)
 
 
@@ -121,7 +203,7 @@ def test_foreign_models(case, family: str, tmp_path: Path, capsys: pytest.Captur
     wanted = lay_out(minisd.load(one.folder, dtype="fp32").tokenizers, prompt, "a1111", "chunk")
     for source in ([str(one.folder)], [str(one.file), "--tokenizer", str(one.folder / "tokenizer")]):
         assert main(["prompt", prompt, "--json", "--model", *source]) == 0
-        told = json.loads(capsys.readouterr().out)["prompt"]
+        told = json.loads(capsys.readouterr().out)["prompt"]["texts"][0]
         ids = [token["id"] for token in told["table"] if token["piece"] not in ("<|startoftext|>", "<|endoftext|>")]
         assert ids == [id for block in wanted.blocks for unit in block.units for id in unit.ids[0]]
     save_file({}, tmp_path / "empty.safetensors")
@@ -188,10 +270,55 @@ def test_each_reading_has_its_own_slips() -> None:
     assert len(many) == 4 and many[-1] == "... and 7 more like this"
 
 
+NO_EDIT = "is no edit: [from:to:when] takes a number of steps, or a part of them such as 0.5, at its end"
+OPEN = "is no edit: it is never closed, or crosses round ones"
+AFTER = "turns after the last of 20 steps: what it turns to is never said"
+BEFORE = "turns before the first of 20 steps: what it turns from is never said"
+EDIT_SLIPS = [
+    ("a [cat:dog:0.5", f"'[cat:dog:0.5' at character 3 {OPEN}"),
+    ("a [(x:1.2) cat:0.5", f"'[(x:1.2) cat:0.5' at character 3 {OPEN}"),
+    ("a [b:(c:3] d", f"'[b:(c:3]' at character 3 {OPEN}"),
+    ("a [cat:dog]", f"'[cat:dog]' at character 3 {NO_EDIT}"),
+    ("[a:b:0,5] and then some", f"'[a:b:0,5]' at character 1 {NO_EDIT}"),
+    ("[a:b:50%]", f"'[a:b:50%]' at character 1 {NO_EDIT}"),
+    ("[a:b:c:0.5]", f"'[a:b:c:0.5]' at character 1 {NO_EDIT}"),
+    ("[a:b:21]", f"'[a:b:21]' at character 1 {AFTER}"),
+    ("[a:b:1.5]", f"'[a:b:1.5]' at character 1 {AFTER}"),
+    ("[a:b:1.0]", f"'[a:b:1.0]' at character 1 {AFTER}"),
+    ("x, [at 12:30]", f"'[at 12:30]' at character 4 {AFTER}"),
+    ("[a:b:-1]", f"'[a:b:-1]' at character 1 {BEFORE}"),
+    ("[a:b:0.04]", f"'[a:b:0.04]' at character 1 {BEFORE}"),
+    ("a cat | a dog", "the | at character 7 alternates nothing: it is plain text"),
+    ("[a|b:3]", "the | at character 3 alternates nothing: it is plain text"),
+    ("(a AND b)", "the AND at character 4 is a word like others inside brackets"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "slip"), EDIT_SLIPS)
+def test_every_slip_of_editing_is_told_and_nothing_else(prompt: str, slip: str) -> None:
+    assert lint_edits(prompt, 20) == [slip]
+
+
 @pytest.mark.parametrize(
-    "unit", ["(", ")", "[x]", "(x:", "{|", "<lora:", "__a", "(a:1.9)", "BREAK(", "++", ":1", "\\", "_"]
+    "prompt",
+    [
+        *("", "a red circle", "a [cat:dog:0.5]", "[a:b:1]", "[a::19]", "[a|b]", "[fe|]male", "[[a|b]:c [d::3]:10]"),
+        *("a AND b:0.7", "[x] (y:1.2)", r"\[a:b\] x\|y", "{a|b}", "(a:b), 16:9", "[(a:1.2)]", "[a AND b:c:3]"),
+    ],
+)
+def test_good_edits_are_left_alone(prompt: str) -> None:
+    assert lint_edits(prompt, 20) == []
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *("(", ")", "[x]", "(x:", "{|", "<lora:", "__a", "(a:1.9)", "BREAK(", "++", ":1", "\\", "_"),
+        *("[:", "[a:b:9]", "|", " AND ", "(["),
+    ],
 )
 def test_lint_is_linear(unit: str) -> None:
     """100 kB of anything, well inside the test's time limit; quadratic would be many minutes."""
     for emphasis in ("a1111", "comfy"):
         assert len(lint(unit * (100_000 // len(unit)), emphasis)) < 30
+    assert len(lint_edits(unit * (100_000 // len(unit)), 20)) < 30

@@ -214,17 +214,17 @@ SAYS = "x\nSteps: 5, {}, Seed: 1, CFG scale: 7, RNG: CPU, Version: {}"
 @pytest.mark.parametrize(
     ("sampler", "version", "wanted"),
     [
-        ("Sampler: Euler a", "v1.9.0", ("euler_a", "linspace")),
-        ("Sampler: Euler, Schedule type: Automatic", "v1.9.0", ("euler", "linspace")),
+        ("Sampler: Euler a", "v1.9.0", ("euler_a", "normal")),
+        ("Sampler: Euler, Schedule type: Automatic", "v1.9.0", ("euler", "normal")),
         ("Sampler: DPM++ 2M, Schedule type: Automatic", "v1.9.0", ("dpmpp_2m", "karras")),
-        ("Sampler: DPM++ 2M, Schedule type: Uniform", "v1.9.0", ("dpmpp_2m", "linspace")),
+        ("Sampler: DPM++ 2M, Schedule type: Uniform", "v1.9.0", ("dpmpp_2m", "normal")),
         ("Sampler: DPM++ 2M SDE Exponential", "v1.6.0", ("dpmpp_2m_sde", "exponential")),
         ("Sampler: DPM++ 2M SDE, Schedule type: Automatic", "v1.9.0", ("dpmpp_2m_sde", "exponential")),
         ("Sampler: dpm++ 2m karras", "v1.6.0", ("dpmpp_2m", "karras")),
         ("Sampler: PLMS", "v1.6.0", ("plms", "leading")),
         ("Sampler: euler_a karras", "stable-diffusion.cpp", ("euler_a", "karras")),
-        ("Sampler: euler", "stable-diffusion.cpp", ("euler", "linspace")),
-        ("Sampler: heun discrete", "stable-diffusion.cpp", ("heun", "linspace")),
+        ("Sampler: euler", "stable-diffusion.cpp", ("euler", "normal")),
+        ("Sampler: heun discrete", "stable-diffusion.cpp", ("heun", "normal")),
         ("Sampler: dpm++2m_sde exponential", "stable-diffusion.cpp", ("dpmpp_2m_sde", "exponential")),
         ("Sampler: ddim_trailing simple", "stable-diffusion.cpp", ("ddim", "trailing")),
         ("Sampler: ipndm gits", "stable-diffusion.cpp", (None, None)),
@@ -234,6 +234,39 @@ def test_samplers_and_schedules_under_their_many_names(sampler: str, version: st
     found = of_text(SAYS.format(sampler, version))
     assert (found.options.get("sampler"), found.options.get("schedule")) == wanted
     assert found.ignored == (() if wanted[0] else ("Sampler ipndm gits", "Schedule type gits"))
+
+
+A1111_SAMPLERS = {  # and the schedule that Automatic stands for
+    **{"Euler": ("euler", "normal"), "Euler a": ("euler_a", "normal"), "Heun": ("heun", "normal")},
+    **{"LMS": ("lms", "normal"), "DPM2": ("dpm2", "karras"), "DPM2 a": ("dpm2_a", "karras")},
+    **{"DPM++ 2M": ("dpmpp_2m", "karras"), "DPM++ SDE": ("dpmpp_sde", "karras")},
+    **{"DPM++ 2S a": ("dpmpp_2s_a", "karras"), "DPM++ 2M SDE": ("dpmpp_2m_sde", "exponential")},
+    **{"DPM++ 3M SDE": ("dpmpp_3m_sde", "exponential"), "Restart": ("restart", "karras"), "LCM": ("lcm", "lcm")},
+    **{"DDIM": ("ddim", "leading"), "PLMS": ("plms", "leading"), "UniPC": ("unipc", "leading")},
+    **dict.fromkeys(("DPM fast", "DPM adaptive", "DPM++ 2M SDE Heun", "DDIM CFG++"), (None, None)),
+}
+A1111_SCHEDULES = {
+    **{"Uniform": "normal", "Karras": "karras", "Exponential": "exponential", "Polyexponential": "polyexponential"},
+    **{"SGM Uniform": "sgm_uniform", "KL Optimal": "kl_optimal", "Align Your Steps": "align_your_steps"},
+    **{"Simple": "simple", "Normal": "normal", "DDIM": "ddim_uniform", "Beta": "beta"},
+}
+
+
+@pytest.mark.parametrize(("label", "wanted"), A1111_SAMPLERS.items())
+def test_every_sampler_of_automatic1111(label: str, wanted: tuple) -> None:
+    found = of_text(SAYS.format(f"Sampler: {label}, Schedule type: Automatic", "v1.10.1"), SD1)
+    assert (found.options.get("sampler"), found.options.get("schedule")) == wanted
+    assert found.ignored == (() if wanted[0] else (f"Sampler {label}",))
+
+
+@pytest.mark.parametrize(("label", "wanted"), A1111_SCHEDULES.items())
+def test_every_schedule_of_automatic1111(label: str, wanted: str) -> None:
+    """Its "Uniform" is our `normal`; the same label in minisd's own text is `linspace`, which has none of its own."""
+    for sampler in (f"Sampler: Euler, Schedule type: {label}", f"Sampler: Euler {label}"):
+        found = of_text(SAYS.format(sampler, "v1.10.1"), SD1)
+        assert (found.options["sampler"], found.options["schedule"], found.ignored) == ("euler", wanted, ())
+    own = of_text(SAYS.format(f"Schedule type: {label}", "minisd 0.1.0")).options["schedule"]
+    assert own == ("linspace" if label == "Uniform" else wanted)
 
 
 @pytest.mark.parametrize(

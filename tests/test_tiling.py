@@ -1,7 +1,6 @@
 """The VAE in tiles: the same picture as whole, and never more than a strip at a time."""
 
 import math
-import random
 
 import pytest
 import torch
@@ -10,13 +9,12 @@ from torch import Tensor
 
 import minisd
 from minisd import guards
-from minisd.image import to_tensor
 from minisd.nn.tiling import MIN_ROWS, Strips, decode_tiled
 from minisd.nn.vae import VAE
 from minisd.pipeline import Model
 from minisd.settings import resolve
-from minisd.world.draw import render
-from minisd.world.scenes import sample_scene
+from minisd.train.evaluate import SHAPES
+from minisd.world.world import World
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def psnr(ours: Tensor, wanted: Tensor) -> float:
 
 
 def scene(size: int, seed: int) -> Tensor:
-    return to_tensor(render(sample_scene(random.Random(seed)), size))
+    return World(SHAPES, size).pictures([seed])
 
 
 def sheet(size: int, count: int) -> Tensor:

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 
 import minisd
 from minisd.config import Config
+from minisd.nn.clip import CLIPText
 from minisd.text.tokenizer import Tokenizer
 from minisd.train import stages
 from minisd.train.export import unpack
 from minisd.train.loop import run
 from minisd.train.recipe import Recipe
 from minisd.train.stages import STAGES, Run
-from minisd.world.captions import corpus
 
 ROOT = Path(__file__).parent.parent
 SHORT = {"batch": 4, "save_every": 2, "grid_every": 4, "warmup": 2, "autocast": False}
@@ -71,9 +71,7 @@ def test_the_exported_model_draws(finished: Run) -> None:
 
 def test_latents_have_unit_variance(finished: Run) -> None:
     model = minisd.load(finished.folder / "model", device="cpu")
-    from minisd.train.data import pictures
-
-    mean, _ = model.vae.encode(pictures(0, range(64), 64))
+    mean, _ = model.vae.encode(finished.examples.pictures(range(64)))
     assert mean.std().item() == pytest.approx(1, abs=0.05)
 
 
@@ -108,6 +106,28 @@ def test_a_run_cut_off_goes_on_exactly(finished: Run, tmp_path: Path, stage: str
     whole, pieces = (load_file(folder / f"{stage}.safetensors") for folder in (finished.folder, tmp_path))
     assert whole.keys() == pieces.keys()
     assert [key for key in whole if not torch.equal(whole[key], pieces[key])] == []
+
+
+def test_each_step_draws_its_clip_skip(finished: Run, tmp_path: Path, monkeypatch) -> None:
+    """The skips asked for, all of them, are what the text tower is told; with none it is the model's own."""
+    (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
+    for name in ("config.json", "clip.safetensors", "vae.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    told: list[int | None] = []
+    forward = CLIPText.forward
+
+    def spy(self, ids, clip_skip=None, pooled=None):
+        told.append(clip_skip)
+        return forward(self, ids, clip_skip, pooled)
+
+    monkeypatch.setattr(CLIPText, "forward", spy)
+    for skips in ((), (1, 2)):
+        told.clear()
+        unet = dataclasses.replace(finished.recipe.unet, steps=12, grid_every=99, clip_skips=skips)
+        job = dataclasses.replace(finished, recipe=dataclasses.replace(finished.recipe, unet=unet), folder=tmp_path)
+        STAGES["unet"](job)
+        assert set(told[:12]) == (set(skips) or {None})
+        (tmp_path / "unet.safetensors").unlink()
 
 
 def test_a_checkpoint_is_never_overwritten_by_accident(finished: Run) -> None:
@@ -155,7 +175,10 @@ def test_tokenizer_keeps_every_text(finished: Run) -> None:
         assert eos not in ids, text
         assert tokenizer.bpe.decode(ids) == text.lower()
     assert all(
-        len(tokenizer.content(word)) == 1 for caption in corpus(50) for word in caption.split() if word.isalpha()
+        len(tokenizer.content(word)) == 1
+        for caption in finished.examples.captions(range(50), 0)
+        for word in caption.split()
+        if word.isalpha()
     )
     typed = tokenizer(["a <|endoftext|> b \ud800", ""])
     assert typed.shape == (2, 32)

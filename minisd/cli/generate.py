@@ -11,6 +11,7 @@ from typing import Any
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, check
 from ..settings import (
     EMPHASIS_NAMES,
+    ETA_SAMPLERS,
     LONG_PROMPT_NAMES,
     MAX_SEED,
     START_NAMES,
@@ -102,7 +103,8 @@ def add_flags(parser: Parser) -> None:
     group.add_argument("--cfg-scale", type=number, metavar="X", help="guidance; 1 is none (also --cfg, --scale)")
     add_choice(group, "--sampler", SAMPLER_NAMES)
     add_choice(group, "--schedule", SCHEDULE_NAMES)
-    group.add_argument("--eta", type=number, metavar="X", help="fresh noise a step, 0 to 1, for ddim and euler_a")
+    eta = f"fresh noise a step, 0 to 1, for {', '.join(ETA_SAMPLERS)}"
+    group.add_argument("--eta", type=number, metavar="X", help=eta)
     group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
     start = "how strong the first noise is: sigma (AUTOMATIC1111) or total (default: diffusers' way of the sampler)"
     group.add_argument("--start-scale", type=choice("start scale", START_NAMES), metavar="NAME", help=start)
@@ -110,7 +112,8 @@ def add_flags(parser: Parser) -> None:
     group.add_argument("--guidance-interval", type=interval, metavar="LOW,HIGH", help=when)
     against = "percentile, such as 0.995: cut and rescale estimates that grow beyond it, against high --cfg-scale"
     group.add_argument("--dynamic-threshold", type=number, metavar="X", help=against)
-    group.add_argument("--seed", type=whole, metavar="N", help="0 to 2^64 - 1; -1 or none: a random one")
+    seed = "0 to 2^64 - 1 (N and N + 2^32 begin with the same noise); -1 or none: a random one"
+    group.add_argument("--seed", type=whole, metavar="N", help=seed)
     strength = "0 to 1: lean the first noise towards that of the variation seed; image i has SEED, VARIATION SEED + i"
     group.add_argument("--variation-strength", type=number, metavar="X", help=strength)
     group.add_argument("--variation-seed", type=whole, metavar="N", help="-1 or none, with a strength: a random one")

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -56,6 +57,8 @@ def build_parser() -> Parser:
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), metavar="FOLDER", help=out)
     start = "a model folder, or mini: train on from its weights in a new run folder"
     parser.add_argument("--init", metavar="MODEL", help=start)
+    font = "Noto Color Emoji, to draw the world's emoji (default: the recipe's, or where systems keep it)"
+    parser.add_argument("--font", metavar="FILE", help=font)
     again = "go on from the stage's checkpoint; where there is none, start (`all` does so unasked)"
     kind = choice("--resume", ("auto",))
     parser.add_argument("--resume", nargs="?", type=kind, const="auto", metavar="auto", help=again)
@@ -93,6 +96,10 @@ def run(argv: Sequence[str]) -> int:
             there = not args.tensorboard or find_spec("tensorboard") is not None
             check(there, "--tensorboard: the package is not here: pip install 'minisd[train]'")
             recipe = Recipe.load(args.recipe)
+            if args.font:
+                recipe = replace(recipe, world=replace(recipe.world, font=args.font))
+            if args.stage != "export":
+                recipe.world.check_font()
             base = Config.load(args.recipe.parent / recipe.config)
             check_shares(args.stage, recipe, int(os.environ.get("WORLD_SIZE", 1)))
             fresh = args.init and not (args.resume and (args.out / "config.json").exists())

@@ -20,6 +20,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 Parts = tuple[tuple[str | None, float], ...]  # texts and their weights; None stands for no text at all
@@ -34,6 +35,14 @@ class Stage(NamedTuple):
 
     first: int
     parts: Parts
+
+
+class Phase(NamedTuple):
+    """Steps `first` to `end` - 1, in which the same is said in turn, one after the other from step to step."""
+
+    first: int
+    end: int
+    turns: tuple[Parts, ...]
 
 
 class Told(NamedTuple):
@@ -113,6 +122,19 @@ def stages(prompt: str, steps: int, compose: bool = True) -> list[Stage]:
             known[key] = read(script, step, compose)
         if not found or found[-1].parts != known[key]:
             found.append(Stage(step, known[key]))
+    return found
+
+
+def phases(prompt: str, steps: int, compose: bool = True) -> list[Phase]:
+    """What `stages` says, told shorter: from edit to edit one round of what alternates. `minisd prompt` shows it."""
+    said = stages(prompt, steps, compose)
+    found: list[Phase] = []
+    for first, end in pairwise(sorted({0, steps, *parse(prompt, steps).turns.values()})):
+        row = [at(said, step) for step in range(first, end)]
+        period = next(p for p in range(1, len(row) + 1) if row[p:] == row[:-p])
+        if found and found[-1].turns == (row[0],) and period == 1:
+            first = found.pop().first
+        found.append(Phase(first, end, tuple(row[:period])))
     return found
 
 

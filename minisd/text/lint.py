@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import accumulate, islice
 
+from . import editing
 from .emphasis import COMFY_SIGNS, MAX_WEIGHT, SIGNS, Brackets, Break, Span, match_a1111, match_comfy, parse
 
 LOUD, QUIET = 1.5, 0.5  # beyond these a weight breaks pictures more often than it helps
@@ -35,6 +36,72 @@ def lint(prompt: str, emphasis: str) -> list[str]:
         *few(backslashes(signs, places)),
         *found,
     ]
+
+
+def lint_edits(prompt: str, steps: int, compose: bool = True) -> list[str]:
+    """What looks like a slip in [from:to:when], [a|b] and AND, over so many steps. Linear in the prompt.
+
+    Args:
+        compose: False: a negative prompt, which has no AND.
+    """
+    script = editing.parse(prompt, steps)
+    places = list(accumulate(map(len, script.tokens), initial=1))
+    return [
+        *few(half_edits(prompt, script, places)),
+        *few(untimely(prompt, script, places, steps)),
+        *few(lone_bars(script, places)),
+        *few(lone_ands(script, places, compose)),
+    ]
+
+
+def half_edits(prompt: str, script: editing.Script, places: list[int]) -> list[str]:
+    """Square brackets with a colon or a bar right inside that change nothing."""
+    found, marked, outside = [], False, []  # from right to left; a bracket sets aside what was seen right of it
+    for i in range(len(script.tokens) - 1, -1, -1):
+        token = script.tokens[i]
+        if token in (")", "]"):
+            outside.append(marked)
+            marked = False
+        elif token in ("(", "["):
+            if token == "[" and marked and i not in script.choices:
+                why = NO_WHEN if i in script.depth else "it is never closed, or crosses round ones"
+                found.append(f"{bracket(prompt, places[i])} at character {places[i]} is no edit: {why}")
+            marked = bool(outside) and outside.pop()
+        marked = marked or token in (":", "|")
+    return found[::-1]
+
+
+def untimely(prompt: str, script: editing.Script, places: list[int], steps: int) -> Iterator[str]:
+    """Edits that turn before the first step or after the last."""
+    for i, turn in script.turns.items():
+        if turn in (0, steps):
+            when = f"before the first of {steps} steps" if turn == 0 else f"after the last of {steps} steps"
+            told = "what it turns from is never said" if turn == 0 else "what it turns to is never said"
+            yield f"{bracket(prompt, places[i])} at character {places[i]} turns {when}: {told}"
+
+
+def lone_bars(script: editing.Script, places: list[int]) -> Iterator[str]:
+    """A | outside of alternatives; {a|b} is told of elsewhere."""
+    braces = 0
+    for i, token in enumerate(script.tokens):
+        braces = max(0, braces + token.count("{") - token.count("}"))
+        if token == "|" and i not in script.jumps and not braces:
+            yield f"the | at character {places[i]} alternates nothing: it is plain text"
+
+
+def lone_ands(script: editing.Script, places: list[int], compose: bool) -> Iterator[str]:
+    """AND where it is a word like others."""
+    depth = 0
+    for i, token in enumerate(script.tokens):
+        depth += script.depth.get(i, 0)
+        if token == "AND" and (depth or not compose):
+            where = "inside brackets" if compose else "in a negative prompt"
+            yield f"the AND at character {places[i]} is a word like others {where}"
+
+
+def bracket(prompt: str, place: int) -> str:
+    """What begins there, up to the next closing bracket, a long one cut."""
+    return shown(BRACKET.match(prompt, place - 1)[0])
 
 
 def few(found: Iterable[str]) -> list[str]:
@@ -117,6 +184,8 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:39] + "…")
 
 
+BRACKET = re.compile(r"\[[^\]]{0,40}\]?")
+NO_WHEN = "[from:to:when] takes a number of steps, or a part of them such as 0.5, at its end"
 FOREIGN = (  # none of these patterns goes over the same text twice
     (
         re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.I),

@@ -1,6 +1,6 @@
 """The CLIP stage: a text tower and an image tower learn to find each other's match in a batch.
 
-In: pictures and captions of the world. Out: the text tower that conditions the UNet. The image tower only teaches,
+In: pictures with captions. Out: the text tower that conditions the UNet. The image tower only teaches,
 and so does a sketcher that has to lay out the picture from the text's context by cross-attention, as the UNet will.
 Radford et al. 2021, https://arxiv.org/abs/2103.00020
 """
@@ -22,10 +22,11 @@ from ..nn.attention import Attention
 from ..nn.blocks import TransformerBlock
 from ..nn.clip import Block, CLIPText
 from ..text.tokenizer import Tokenizer
-from ..world.captions import captions as phrasings
-from ..world.scenes import HELD_OUT, INVERSE, SHAPES, Scene, recipe, reserved
+from ..world.scenes import recipe as truth
+from ..world.words import INVERSE
+from ..world.world import World
 from . import processes
-from .data import batch_indices, captions, pictures, scenes
+from .data import Examples, batch_indices
 from .loop import fast_core
 from .recipe import ClipRecipe
 
@@ -79,11 +80,11 @@ class ClipStage:
 
     name = "clip"
 
-    def __init__(self, recipe: ClipRecipe, config: TextConfig, tokenizer: Tokenizer, size: int) -> None:
-        self.recipe, self.size, self.tokenizer = recipe, size, tokenizer
+    def __init__(self, recipe: ClipRecipe, config: TextConfig, tokenizer: Tokenizer, examples: Examples) -> None:
+        self.recipe, self.examples, self.tokenizer = recipe, examples, tokenizer
         torch.manual_seed(recipe.seed)
         text = initialise(CLIPText(config))
-        image = ImageTower(recipe.width, recipe.layers, recipe.heads, config.projection, size)
+        image = ImageTower(recipe.width, recipe.layers, recipe.heads, config.projection, examples.size)
         self.module = nn.ModuleDict({"text": text, "image": image, "sketcher": Sketcher(config)})
         for module in self.module.modules():
             if isinstance(module, Attention):
@@ -97,17 +98,12 @@ class ClipStage:
         """Of this process: pictures (b, 3, H, W) and ids (b + lies, l) of what is told of them. Of all: what is told
         (rows) alike of what is shown (columns); None while the sketcher learns alone."""
         recipe, indices = self.recipe, batch_indices(step, self.recipe.batch)
-        images = pictures(recipe.seed, indices[part], self.size).to(self.module.log_scale.device)
-        batch = scenes(recipe.seed, indices)
+        images = self.examples.pictures(indices[part]).to(self.module.log_scale.device)
         if step < recipe.sketch_steps:
-            return images, self.tokenizer(captions(batch, recipe.seed, step)[part]), None
-        # After the pictures' own captions come up to `lies` near misses of each: in a batch of random scenes colours
-        # and shapes are enough to find a match (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
-        rng = random.Random(f"lies/{recipe.seed}/{step}")
-        told = batch + [lie for scene in batch for lie in near_misses(scene, rng)[: recipe.lies]]
-        texts = captions(told, recipe.seed, step)
+            return images, self.tokenizer(self.examples.captions(indices[part], step)), None
+        texts, truths = self.told(indices, step, recipe.lies)
         ids = self.tokenizer(texts[part] + processes.share(texts[recipe.batch :]))
-        return images, ids, told_alike(told, batch)
+        return images, ids, told_alike(truths, truths[: recipe.batch])
 
     def loss(self, images: Tensor, ids: Tensor, same: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         context, text = self.module["text"](ids.to(images.device), pooled=True)
@@ -126,9 +122,29 @@ class ClipStage:
         loss = (find_caption + find_picture) / 2 + self.recipe.sketch * sketch
         return loss, {"accuracy": hit, "sketch": sketch.detach()}
 
+    def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """Context (b, l, e) and pooled vector (b, p) of some captions."""
+        return self.module["text"](self.tokenizer(texts).to(self.module.log_scale.device), pooled=True)
+
     def sketch_loss(self, context: Tensor, images: Tensor) -> Tensor:
         """Mean squared error of the picture told by a context (b, l, e), at 16x16."""
         return F.mse_loss(self.module["sketcher"](context).float(), F.adaptive_avg_pool2d(images, 16))
+
+    def told(self, indices: range, step: int, lies: int, split: str = "train") -> tuple[list[str], list[str]]:
+        """Captions of some examples and, for each, a text that is the same where they tell of the same thing.
+
+        Where the examples are a world's, up to `lies` near misses of each follow: in a batch of random scenes colours
+        and nouns are enough to find a match (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
+        """
+        world = self.examples
+        texts = world.captions(indices, step, split)
+        if not isinstance(world, World):
+            return texts, texts
+        rng = random.Random(f"lies/{self.recipe.seed}/{step}")
+        scenes = world.scenes(indices, split)
+        made = [(i, lie) for i, s in zip(indices, scenes, strict=True) for lie in world.near_misses(s, rng)[:lies]]
+        texts += [world.caption(lie, i, step) for i, lie in made]
+        return texts, [truth(scene) for scene in (*scenes, *(lie for _, lie in made))]
 
     def similar(self, told: Tensor, shown: Tensor) -> Tensor:
         """Scaled similarities of pooled texts (rows) and pictures (columns)."""
@@ -136,47 +152,36 @@ class ClipStage:
         return scale * F.normalize(told.float(), dim=-1) @ F.normalize(shown.float(), dim=-1).T
 
     def grid(self) -> Image:
-        """Pictures of 32 unseen scenes (above) and what the sketcher makes of their captions (below)."""
-        seed = self.recipe.seed
-        batch = scenes(seed, range(256), "test")
-        images = pictures(seed, range(256), self.size, "test").to(self.module.log_scale.device)
-        context, text = self.module["text"](self.tokenizer(captions(batch, seed, 0)).to(images.device), pooled=True)
-        logits, same = self.similar(text, self.module["image"](images)), told_alike(batch, batch).to(images.device)
+        """Pictures of 32 unseen examples (above) and what the sketcher makes of their captions (below)."""
+        unseen = range(256)
+        images = self.examples.pictures(unseen, "test").to(self.module.log_scale.device)
+        texts, truths = self.told(unseen, 0, lies=0, split="test")
+        context, text = self.encode(texts)
+        logits, same = self.similar(text, self.module["image"](images)), told_alike(truths, truths).to(images.device)
         accuracy = same.gather(1, logits.argmax(1, keepdim=True)).mean().item()
-        pairs = [i for i, scene in enumerate(batch) if scene.relation]
-        turned = [replace(batch[i], relation=INVERSE[batch[i].relation]) for i in pairs]
-        told = ([phrasings(scene)[0] for scene in some] for some in ([batch[i] for i in pairs], turned))
-        contexts = [self.module["text"](self.tokenizer(texts).to(images.device))[0] for texts in told]
-        right, other = (self.sketch_loss(c, images[pairs]).item() for c in contexts)
-        print(
-            f"clip: 256 unseen scenes found by their caption {accuracy:.3f}; "
-            f"sketches of two objects {right:.4f} off, with the relation turned round {other:.4f}"
-        )
-        sketches = F.interpolate(self.module["sketcher"](context[:32]).float(), size=self.size)
+        print(f"clip: 256 unseen pictures found by their caption {accuracy:.3f}{self.relations(images)}")
+        sketches = F.interpolate(self.module["sketcher"](context[:32]).float(), size=self.examples.size)
         return grid(to_pil(torch.cat([images[:16], sketches[:16], images[16:32], sketches[16:]])), columns=16)
 
+    def relations(self, images: Tensor) -> str:
+        """How much worse the sketches of a world's unseen pairs are with the relation turned round, in words."""
+        if not isinstance(self.examples, World):
+            return ""
+        scenes = self.examples.scenes(range(len(images)), "test")
+        pairs = [i for i, scene in enumerate(scenes) if scene.relation]
+        turned = [replace(scenes[i], relation=INVERSE[scenes[i].relation]) for i in pairs]
+        errors = []
+        for told in ([scenes[i] for i in pairs], turned):
+            context, _ = self.encode([self.examples.caption(scene, i, 0) for i, scene in zip(pairs, told, strict=True)])
+            errors.append(self.sketch_loss(context, images[pairs]).item())
+        return f"; sketches of pairs {errors[0]:.4f} off, with the relation turned round {errors[1]:.4f}"
 
-def told_alike(told: list[Scene], shown: list[Scene]) -> Tensor:
-    """1 where what is told has the same factors as what is shown (told, shown)."""
-    recipes = [recipe(scene) for scene in shown]
-    return torch.tensor([[float(recipe(a) == b) for b in recipes] for a in told])
 
-
-def near_misses(scene: Scene, rng: random.Random) -> list[Scene]:
-    """Scenes that differ in one thing, in random order: the relation, one object's shape, whose colour or shape is
-    whose. None of them is held out or reserved, so that no word of theirs is learnt here."""
-    first, *rest = scene.objects
-    others = [s for s in SHAPES if s != first.shape]
-    found = [replace(scene, objects=(replace(first, shape=rng.choice(others)), *rest))]
-    if rest:
-        second = rest[0]
-        found.append(replace(scene, relation=INVERSE[scene.relation]))
-        for name in ("colour", "shape", "size"):
-            swapped = (replace(first, **{name: getattr(second, name)}), replace(second, **{name: getattr(first, name)}))
-            found.append(replace(scene, objects=swapped))
-    rng.shuffle(found)
-    allowed = [s for s in found if recipe(s) != recipe(scene) and not reserved(recipe(s))]
-    return [s for s in allowed if not any((o.shape, o.colour) in HELD_OUT for o in s.objects)]
+def told_alike(told: list[str], shown: list[str]) -> Tensor:
+    """1 where what is told is what is shown (told, shown)."""
+    numbers: dict[str, int] = {}
+    rows, columns = (torch.tensor([numbers.setdefault(text, len(numbers)) for text in some]) for some in (told, shown))
+    return (rows[:, None] == columns).float()
 
 
 def initialise(text: CLIPText) -> CLIPText:

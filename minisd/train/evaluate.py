@@ -12,18 +12,21 @@ from typing import Any
 
 from PIL.Image import Image
 
+from ..image import to_pil
 from ..pipeline import Model, generate
 from ..world.captions import captions
-from ..world.draw import render
 from ..world.oracle import judge, read
-from ..world.scenes import Scene, sample_scene
+from ..world.recipe import WorldRecipe
+from ..world.scenes import Scene
+from ..world.world import World
 
-# name -> (split of the world, number of objects)
+SHAPES = WorldRecipe(emoji=0, patterns=("plain",), grounds=("plain",))  # what the oracle reads
+# name -> (split of the world, kind of scene)
 CATEGORIES = {
-    "one object": ("test", 1),
-    "two objects": ("test", 2),
-    "held-out pair": ("held_out", 1),
-    "held-out pair of two": ("held_out", 2),
+    "one object": ("test", "single"),
+    "two objects": ("test", "relation"),
+    "held-out pair": ("held_out", "single"),
+    "held-out pair of two": ("held_out", "relation"),
 }
 FACTORS = ("count", "shape", "colour", "size", "relation", "background", "all")
 
@@ -45,10 +48,11 @@ class Score:
 
 def prompts(category: str, count: int, seed: int) -> list[tuple[str, Scene]]:
     """Distinct prompts of a category that name every factor, in any full phrasing, each with its scene."""
-    split, objects = CATEGORIES[category]
+    split, kind = CATEGORIES[category]
     rng, found = random.Random(f"evaluate/{seed}/{category}"), {}
+    words = World(SHAPES).vocabulary
     while len(found) < count:
-        scene = sample_scene(rng, split, objects)
+        scene = words.sample(rng, split, kind)
         found.setdefault(rng.choice(captions(scene)), scene)
     return list(found.items())
 
@@ -64,7 +68,7 @@ def evaluate(model: Model, count: int, seed: int, **options: Any) -> Iterator[tu
     for category in CATEGORIES:
         pairs = prompts(category, count, seed)
         drawn = generate(model, [prompt for prompt, _ in pairs], seed=seed, progress=True, **options)
-        real = [render(scene, model.config.defaults.width) for _, scene in pairs]
+        real = to_pil(World(SHAPES, model.config.defaults.width).draw([scene for _, scene in pairs]))
         yield score(category, pairs, drawn), score(category, pairs, real), drawn
 
 

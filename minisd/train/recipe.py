@@ -4,10 +4,11 @@ In: configs/train/*.toml. Out: a `Recipe` that names the model config and says h
 """
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import build, check, one_of
+from ..world.recipe import WorldRecipe
 
 OPTIMIZERS = ("adamw", "muon")
 WIDEST = 0.28  # of the power-function EMA: at 0.289 every step so far has the same weight
@@ -15,7 +16,7 @@ WIDEST = 0.28  # of the power-function EMA: at 0.289 every step so far has the s
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """BPE on the world's captions."""
+    """BPE on captions."""
 
     captions: int = 4000
     merges: int = 256
@@ -73,6 +74,7 @@ class UnetRecipe(StageRecipe):
     latents: int = 48_000
     drop_prompt: float = 0.1
     text_lr: float = 0.0  # learning rate of the text tower as a part of `lr`; 0: frozen
+    clip_skips: tuple[int, ...] = ()  # each step draws one of them, so that all work; (): the model's own
     snr_gamma: float = 5.0
     time_power: float = 1.0  # training times are u ** time_power of the table, u even in 0..1
     time_balance: float = 0.0  # the loss at time t (0..1) is divided by t ** time_balance
@@ -88,6 +90,7 @@ class Recipe:
     clip: ClipRecipe
     vae: VaeRecipe
     unet: UnetRecipe
+    world: WorldRecipe = field(default_factory=WorldRecipe)
 
     @staticmethod
     def load(path: str | Path) -> "Recipe":

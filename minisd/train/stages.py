@@ -10,7 +10,7 @@ Of many processes all go through every stage; what is made by one is made by the
 import dataclasses
 import json
 import math
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,10 +20,11 @@ from ..files import atomic
 from ..nn.clip import CLIPText
 from ..nn.vae import VAE
 from ..text.tokenizer import Tokenizer
+from ..world.world import World
 from . import processes
 from .checkpoint import trained
 from .clip import ClipStage
-from .data import pictures
+from .data import Examples
 from .export import FINISHED
 from .export import export as write_model
 from .latents import cached_latents
@@ -57,6 +58,11 @@ class Run:
     def write_config(self, config: Config) -> None:
         write(self.folder / "config.json", config.to_json())
 
+    @cached_property
+    def examples(self) -> Examples:
+        """What is trained on."""
+        return World(self.recipe.world, self.recipe.size, self.device)
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.folder / "tokenizer", self.config.text[0])
 
@@ -85,7 +91,9 @@ def train(job: Run, stage: Stage) -> None:
 def tokenizer(job: Run) -> None:
     """Learn the vocabulary and put its size and special ids into the run's config."""
     if processes.chief():
-        train_tokenizer(job.folder / "tokenizer", job.recipe.tokenizer.captions, job.recipe.tokenizer.merges)
+        recipe = job.recipe.tokenizer
+        captions = job.examples.captions(range(recipe.captions), 0)
+        train_tokenizer(job.folder / "tokenizer", captions, recipe.merges)
     processes.wait()
     size = len(json.loads((job.folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8")))
     text = dataclasses.replace(job.config.text[0], vocab_size=size, bos_id=size - 2, eos_id=size - 1, pad_id=size - 1)
@@ -95,13 +103,13 @@ def tokenizer(job: Run) -> None:
 
 def clip(job: Run) -> None:
     """Text tower and image tower."""
-    train(job, ClipStage(job.recipe.clip, job.config.text[0], job.tokenizer(), job.recipe.size))
+    train(job, ClipStage(job.recipe.clip, job.config.text[0], job.tokenizer(), job.examples))
 
 
 def vae(job: Run) -> None:
     """Autoencoder; then its scale factor, from the latents' own spread."""
     config = dataclasses.replace(job.config.vae, scale_factor=1.0)
-    stage = VaeStage(job.recipe.vae, config, job.recipe.size)
+    stage = VaeStage(job.recipe.vae, config, job.examples)
     train(job, stage)
     stage.module.load_state_dict(dict(trained(job.folder / "vae.safetensors")))
     scale = round(stage.unit_scale(), 4)
@@ -117,10 +125,10 @@ def unet(job: Run) -> None:
     autoencoder.to(job.device, memory_format=torch.channels_last)
     text = CLIPText(config.text[0])
     text.load_state_dict(dict(trained(job.folder / "clip.safetensors", "text.")))
-    shown = partial(pictures, recipe.seed, size=job.recipe.size)
-    source = f"world {recipe.seed} {job.recipe.size}"
+    source = f"{job.recipe.world} {job.recipe.size}"
+    shown = job.examples.pictures
     latents = cached_latents(job.folder / "latents", autoencoder, recipe.latents, shown, source, job.until)
-    train(job, UnetStage(recipe, config, job.tokenizer(), text, autoencoder, latents))
+    train(job, UnetStage(recipe, config, job.tokenizer(), text, autoencoder, latents, job.examples))
 
 
 def export(job: Run) -> None:
@@ -160,8 +168,11 @@ def finished(folder: Path) -> dict[str, dict | None]:
 
 
 def followed(recipe: Recipe, name: str) -> dict:
-    """A stage's part of the recipe, as plain data."""
-    return dataclasses.asdict(getattr(recipe, name)) | {"size": recipe.size} if name != "export" else {}
+    """What of a recipe a stage depends on, as plain data. Where the font lies makes no difference."""
+    if name == "export":
+        return {}
+    shown = {k: v for k, v in dataclasses.asdict(recipe).items() if k in ("size", "world", name)}
+    return json.loads(json.dumps(shown | {"world": shown["world"] | {"font": None}}))  # tuples as lists, as in the file
 
 
 STAGES = {"tokenizer": tokenizer, "clip": clip, "vae": vae, "unet": unet, "export": export}

@@ -6,17 +6,17 @@ Sennrich et al. 2016, https://arxiv.org/abs/1508.07909
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..files import atomic
 from ..text.tokenizer import SPECIAL
-from ..world.captions import corpus
 
 END = "</w>"
 
 
-def train_tokenizer(folder: Path, captions: int, merges: int) -> int:
-    """Learn the merges from the world's captions and write the two files; returns the size of the vocabulary.
+def train_tokenizer(folder: Path, captions: Iterable[str], merges: int) -> int:
+    """Learn the merges from captions and write the two files; returns the size of the vocabulary.
 
     The merges learned may be fewer than `merges` when every word is whole before.
     """
@@ -33,7 +33,7 @@ def train_tokenizer(folder: Path, captions: int, merges: int) -> int:
     return len(tokens)
 
 
-def learn(captions: int, merges: int) -> list[tuple[str, str]]:
+def learn(captions: Iterable[str], merges: int) -> list[tuple[str, str]]:
     """The merges of BPE, in order, under CLIP's own normalizer and pre-tokenizer."""
     from tokenizers import Tokenizer, models, trainers
     from transformers import CLIPTokenizer
@@ -50,7 +50,7 @@ def learn(captions: int, merges: int) -> list[tuple[str, str]]:
         special_tokens=[],
         show_progress=False,
     )
-    bpe.train_from_iterator(corpus(captions), trainer)
+    bpe.train_from_iterator(captions, trainer)
     return [tuple(pair) for pair in json.loads(bpe.to_str())["model"]["merges"]][:merges]
 
 

@@ -1,6 +1,6 @@
 """The UNet stage: denoise cached latents, told by the text tower what they show.
 
-In: the CLIP text tower, the VAE, scenes of the world. Out: the UNet (and the text tower, where it is tuned on).
+In: the CLIP text tower, the VAE, pictures with captions. Out: the UNet (and the text tower, where it is tuned on).
 The loss is |denoised - x0|^2 through the sampler's own scalings, weighted with min(SNR + 1, gamma): the v-prediction
 loss, capped where there is hardly any noise (min-SNR, Hang et al. 2023, https://arxiv.org/abs/2303.09556).
 """
@@ -22,8 +22,7 @@ from ..nn.unet import UNet
 from ..nn.vae import VAE
 from ..noise import ImageNoise
 from ..text.tokenizer import Tokenizer
-from ..world.captions import captions as phrasings
-from .data import captions, pictures, scenes
+from .data import Examples
 from .loop import fast_core, generator
 from .recipe import UnetRecipe
 
@@ -34,11 +33,18 @@ class UnetStage:
     name = "unet"
 
     def __init__(
-        self, recipe: UnetRecipe, config: Config, tokenizer: Tokenizer, text: CLIPText, vae: VAE, latents: Tensor
+        self,
+        recipe: UnetRecipe,
+        config: Config,
+        tokenizer: Tokenizer,
+        text: CLIPText,
+        vae: VAE,
+        latents: Tensor,
+        examples: Examples,
     ) -> None:
         self.recipe, self.config, self.tokenizer, self.vae = recipe, config, tokenizer, vae
         self.table = noise_table(config.noise)
-        self.latents, self.scenes = latents, scenes(recipe.seed, range(len(latents)))
+        self.latents, self.examples = latents, examples  # latent i is that of training picture i
         torch.manual_seed(recipe.seed)
         unet = initialise(UNet(config.unet)).to(memory_format=torch.channels_last)
         text.requires_grad_(recipe.text_lr > 0)
@@ -53,12 +59,12 @@ class UnetStage:
             groups.append({"params": list(self.module["text"].parameters()), "scale": self.recipe.text_lr})
         return groups
 
-    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents (b, c, h, w), ids (b, l) of their prompts, table times (b,) and noise (b, c, h, w)."""
+    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, int | None]:
+        """Latents (b, c, h, w), ids (b, l) of their prompts, table times (b,), noise (b, c, h, w) and the clip skip."""
         # The whole batch is drawn by every process, so that its parts are the same however many share it.
         draw, b = generator(self.recipe.seed, step), self.recipe.batch
         chosen = torch.randint(len(self.latents), (b,), generator=draw)
-        texts = captions([self.scenes[i] for i in chosen], self.recipe.seed, step)
+        texts = self.examples.captions(chosen.tolist(), step)
         dropped = torch.rand(b, generator=draw) < self.recipe.drop_prompt
         texts = ["" if drop else text for text, drop in zip(texts, dropped, strict=True)]
         # One number from each of b equal stretches of 0..1: every step sees all noise levels. A power below 1 moves
@@ -67,22 +73,26 @@ class UnetStage:
         t = (u**self.recipe.time_power * len(self.table.sigmas)).long()
         x0 = self.latents[chosen].float()
         noise = torch.randn(x0.shape, generator=draw)
-        return x0[part], self.tokenizer(texts[part]), t[part], noise[part]
+        skips = self.recipe.clip_skips or (None,)
+        skip = skips[int(torch.randint(len(skips), (), generator=draw))]
+        return x0[part], self.tokenizer(texts[part]), t[part], noise[part], skip
 
-    def loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.denoising_loss(x0, ids, t, noise)
+    def loss(
+        self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor, skip: int | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.denoising_loss(x0, ids, t, noise, skip)
         # What cannot be known (where an object will be) makes the loss grow about with the square of the time, and
         # its noise drowns the middle times, where shapes are drawn. Divided by it, all levels have the same say.
         share = (t / len(self.table.sigmas)).clamp(min=0.15).to(loss.device) ** -self.recipe.time_balance
         return (share * loss).mean(), {}
 
-    def denoising_loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Weighted squared error (b,) of the estimate of x0 (b, c, h, w) at table times t (b,)."""
+    def denoising_loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor, skip: int | None = None) -> Tensor:
+        """Weighted squared error (b,) of the estimate of x0 (b, c, h, w) at table times t (b,), by a clip skip."""
         device = next(self.module.parameters()).device
         sigma = self.table.sigmas[t].float().to(device).view(-1, 1, 1, 1)
         x0, noise = x0.to(device), noise.to(device)
         x = (x0 + sigma * noise) * c_in(sigma)
-        context, _ = self.module["text"](ids.to(device))
+        context, _ = self.module["text"](ids.to(device), skip)
         f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), Conditioning(context))
         c_skip, c_out = PREDICTION[self.config.noise.prediction](sigma)
         denoised = c_skip * (x / c_in(sigma)) + c_out * f.float()
@@ -92,9 +102,8 @@ class UnetStage:
     def grid(self) -> Image:
         """Sixteen unseen prompts drawn with the model's default steps; prints the loss on unseen scenes."""
         seed, device = self.recipe.seed, next(self.module.parameters()).device
-        unseen = scenes(seed, range(256), "test")
-        x0 = self.vae.encode(pictures(seed, range(256), self.config.defaults.width, "test").to(device))[0]
-        texts = [phrasings(scene)[0] for scene in unseen]
+        x0 = self.vae.encode(self.examples.pictures(range(256), "test").to(device))[0]
+        texts = self.examples.captions(range(256), 0, "test")
         ids = self.tokenizer(texts)
         t = ((torch.arange(256) + 0.5) / 256 * len(self.table.sigmas)).long()
         noise = torch.randn(x0.shape, generator=generator(seed, -1))

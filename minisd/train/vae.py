@@ -1,6 +1,6 @@
 """The VAE stage: pixels to latents and back.
 
-In: pictures of the world. Out: encoder and decoder, and the scale factor that gives latents unit variance.
+In: pictures. Out: encoder and decoder, and the scale factor that gives latents unit variance.
 Kingma & Welling 2013, https://arxiv.org/abs/1312.6114
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import VAEConfig
 from ..image import grid, to_pil
 from ..nn.vae import VAE
-from .data import batch_indices, pictures
+from .data import Examples, batch_indices
 from .loop import generator
 from .recipe import VaeRecipe
 
@@ -22,8 +22,8 @@ class VaeStage:
 
     name = "vae"
 
-    def __init__(self, recipe: VaeRecipe, config: VAEConfig, size: int) -> None:
-        self.recipe, self.size = recipe, size
+    def __init__(self, recipe: VaeRecipe, config: VAEConfig, examples: Examples) -> None:
+        self.recipe, self.examples = recipe, examples
         torch.manual_seed(recipe.seed)
         self.module = VAE(config).to(memory_format=torch.channels_last)
         with torch.no_grad():  # start almost without noise, or the encoder must first outgrow it
@@ -36,7 +36,7 @@ class VaeStage:
         """Pictures (b, 3, H, W) and the noise (b, c, h, w) of their latents."""
         recipe, config = self.recipe, self.module.config
         images = self.images(batch_indices(step, recipe.batch)[part], "train")
-        side = self.size // config.factor
+        side = self.examples.size // config.factor
         noise = torch.randn(recipe.batch, config.latent_channels, side, side, generator=generator(recipe.seed, step))
         return images, noise[part].to(images.device)
 
@@ -53,7 +53,7 @@ class VaeStage:
         return pixel + square + recipe.gradient * edge + recipe.kl * kl, {"psnr": psnr, "kl": kl.detach()}
 
     def images(self, indices: range, split: str) -> Tensor:
-        x = pictures(self.recipe.seed, indices, self.size, split)
+        x = self.examples.pictures(indices, split)
         return x.to(next(self.module.parameters()).device, memory_format=torch.channels_last)
 
     def grid(self) -> Image:

@@ -1,20 +1,18 @@
 """Scenes told in words.
 
-In: a `Scene`. Out: lower-case ASCII sentences such as "a large red circle to the left of a small blue square
-on a white background". A sentence is a core (the objects and their relation, told from either side) in a
-frame (the background and some filler), so that one small vocabulary gives many phrasings.
+In: a `Scene`. Out: lower-case ASCII sentences such as "a large red circle to the left of a small blue square on a white
+background". A sentence is a core (the objects, told in one of several ways) in a frame (the ground and some filler), so
+that one small vocabulary gives many phrasings.
 """
 
 import random
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import cache
 
-from minisd.world.draw import render
-from minisd.world.scenes import Object, Scene, sample_scene, told_otherwise
+from minisd.world.scenes import Object, Scene, pick, recipe, told_otherwise
+from minisd.world.words import NUMBERS, article, ground_parts, plural
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+Pick = Callable[[Sequence], object]  # chooses one of several ways of saying the same
 
 # Where the second object is, seen from the first, when the first RELATION the second.
 _SEEN_FROM_FIRST = {
@@ -23,69 +21,113 @@ _SEEN_FROM_FIRST = {
     "above": "below it",
     "below": "above it",
 }
+_SHORT = {"to the left of": "left of", "to the right of": "right of"}
+_PLACES = {  # other words for a place
+    "in the middle": ("in the middle", "in the center"),
+    "on the left": ("on the left", "on the left side"),
+    "on the right": ("on the right", "on the right side"),
+}
 _FRAMES = (  # the first one is the canonical phrasing
-    "{core} on a {background} background",
-    "{core}, on a {background} background",
-    "on a {background} background, {core}",
-    "a picture of {core} on a {background} background",
-    "there is {core}, on a {background} background",
-    "{background} background: {core}",
-    "{core}, {background} background",
+    "{core} {where}",
+    "{core}, {where}",
+    "{where}, {core}",
+    "a picture of {core} {where}",
+    "there {are} {core} {where}",
+    "{ground}: {core}",
+    "{core}, {ground}",
 )
-_BARE_FRAMES = ("{core}", "a picture of {core}", "there is {core}")
+_BARE_FRAMES = ("{core}", "a picture of {core}", "there {are} {core}")
+# The ground alone, and the ways to say that something is there. Of a gradient the order of colours counts.
+_GROUNDS = {
+    "plain": ("{0} background", ("on a {0} background",)),
+    "gradient": (
+        "{0} to {1} gradient",
+        ("on a {0} to {1} gradient", "on a gradient from {0} to {1}", "on a {0} to {1} gradient background"),
+    ),
+    "striped": (
+        "{0} and {1} stripes",
+        ("on a striped {0} and {1} background", "on a {0} and {1} striped background", "on {0} and {1} stripes"),
+    ),
+    "checkered": (
+        "{0} and {1} checkered background",
+        ("on a checkered {0} and {1} background", "on a {0} and {1} checkered background"),
+    ),
+    "night sky": ("night sky", ("under a night sky", "under a starry night sky", "at night")),
+    "sea": ("the sea", ("by the sea", "in front of the sea")),
+    "meadow": ("green meadow", ("on a meadow", "on a green meadow", "in a meadow")),
+}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One training example: an RGB picture, one caption of it and the truth."""
-
-    image: "Image"
-    caption: str
-    scene: Scene
-
-
-def captions(scene: Scene) -> list[str]:
-    """All phrasings that name every factor; the first is the canonical one."""
-    cores = _cores(scene, sized=True)
-    return [frame.format(core=core, background=scene.background) for core in cores for frame in _FRAMES]
+def captions(scene: Scene, count: int = 48) -> list[str]:
+    """Up to `count` different phrasings that name every factor, always the same ones; the first is the canonical one."""
+    rng = random.Random(recipe(scene))
+    told = [tell(scene, first)]
+    told += (tell(scene, lambda options: pick(rng, options)) for _ in range(2 * count))
+    return list(dict.fromkeys(told))[:count]
 
 
 def caption(scene: Scene, rng: random.Random, drop: float = 0.25) -> str:
-    """One phrasing at random. With probability `drop` it is silent on the background, the sizes or both;
-    of the full ones half are canonical."""
-    if rng.random() >= drop:
-        phrasings = captions(scene)
-        return phrasings[0] if rng.random() < 0.5 else rng.choice(phrasings[1:])
-    placed, sized = rng.choice(((True, False), (False, True), (False, False)))
-    frame = rng.choice(_FRAMES if placed else _BARE_FRAMES)
-    return frame.format(core=rng.choice(_cores(scene, sized)), background=scene.background)
+    """One phrasing at random. With probability `drop` it is silent on the ground, the sizes or both; of the full ones
+    a third is canonical."""
+    if rng.random() < drop:
+        placed, sized = pick(rng, ((True, False), (False, True), (False, False), (False, False)))
+    elif rng.random() < 1 / 3:
+        return tell(scene, first)
+    else:
+        placed = sized = True
+    return tell(scene, lambda options: pick(rng, options), placed, sized)
 
 
-def corpus(count: int = 4000) -> Iterator[str]:
-    """Captions of training scenes, always the same ones, to train a tokenizer on."""
-    rng = random.Random("corpus")
-    for _ in range(count):
-        yield caption(sample_scene(rng), rng)
+def first(options: Sequence) -> object:
+    """The canonical choice."""
+    return options[0]
 
 
-def sample(seed: int, index: int, split: str = "train", size: int = 64) -> Sample:
-    """Example `index` of an endless data set: a pure function of its arguments. `size` is in pixels."""
-    rng = random.Random(f"{seed}/{split}/{index}")
-    scene = sample_scene(rng, split)
-    return Sample(render(scene, size), caption(scene, rng), scene)
+def tell(scene: Scene, pick: Pick, placed: bool = True, sized: bool = True) -> str:
+    """The scene in words, as `pick` chooses them, with its ground and its sizes or without."""
+    number, core = _core(scene, pick, sized)
+    are = "are" if number > 1 else "is"
+    if not placed:
+        return pick(_BARE_FRAMES).format(core=core, are=are)
+    ground, where = pick(_ground(scene.background))
+    return pick(_FRAMES).format(core=core, are=are, ground=ground, where=pick(where))
 
 
-def _cores(scene: Scene, sized: bool) -> list[str]:
-    if scene.relation is None:
-        return [_noun(scene.objects[0], sized)]
-    cores = []
-    for told in (scene, told_otherwise(scene)):
-        first, second = (_noun(item, sized) for item in told.objects)
-        cores.append(f"{first} {told.relation} {second}")
-        cores.append(f"{first} with {second} {_SEEN_FROM_FIRST[told.relation]}")
-    return cores
+@cache
+def _ground(background: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The ground alone and the ways of standing on it, in one or both orders of its colours."""
+    kind, colours = ground_parts(background)
+    orders = [colours, colours[::-1]] if kind in ("striped", "checkered") else [colours]
+    alone, ways = _GROUNDS[kind]
+    return tuple((alone.format(*order), tuple(way.format(*order) for way in ways)) for order in orders)
 
 
-def _noun(item: Object, sized: bool) -> str:
-    words = f"{item.size} {item.colour} {item.shape}" if sized else f"{item.colour} {item.shape}"
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+def _core(scene: Scene, pick: Pick, sized: bool) -> tuple[int, str]:
+    """The objects in words, and how many are told first."""
+    if scene.relation:
+        told = pick((scene, told_otherwise(scene)))
+        one, other = (_things(1, item, pick, sized) for item in told.objects)
+        way = pick((told.relation, told.relation, _SHORT.get(told.relation, told.relation), None))
+        return 1, f"{one} {way} {other}" if way else f"{one} with {other} {_SEEN_FROM_FIRST[told.relation]}"
+    groups = scene.groups
+    if len(groups) > 1:
+        turned = pick(range(len(groups)))
+        groups = groups[turned:] + groups[:turned]
+    # Of more than two objects all are small: that is said sometimes, and never in a long list.
+    sized = sized and (len(scene.objects) <= 2 or (len(groups) == 1 and pick((False, False, True))))
+    things = [_things(number, item, pick, sized) for number, item in groups]
+    if scene.place:
+        return 1, f"{things[0]} {pick(_PLACES.get(scene.place, (scene.place,)))}"
+    return groups[0][0], " and ".join(filter(None, (", ".join(things[:-1]), things[-1])))
+
+
+def _things(number: int, item: Object, pick: Pick, sized: bool) -> str:
+    colour = item.colour
+    if item.own and colour:
+        colour = pick((None, None, colour))
+    pattern = None if item.pattern == "plain" else item.pattern
+    noun = plural(item.noun) if number > 1 else item.noun
+    words = " ".join(filter(None, (item.size if sized else None, pattern, colour, noun)))
+    if number == 1:
+        return article(words)
+    return f"{pick((NUMBERS[number], NUMBERS[number], NUMBERS[number], str(number)))} {words}"

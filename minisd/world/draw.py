@@ -1,110 +1,95 @@
-"""Scenes drawn as pictures.
+"""Scenes drawn as pictures, a batch at a time, on any device.
 
-In: a `Scene`. Out: a square RGB `PIL.Image`, anti-aliased. Every shape fills its bounding box exactly, so
-that its extent can be read back. Only the boxes of the objects are supersampled, which is most of the speed.
+In: scenes. Out: pictures (b, 3, size, size) in [-1, 1]. Grounds and sprites are made once (`grounds`, `sprites`) and lie
+on the device as bytes; a picture is its ground with up to four sprites laid over it, each sampled between its pixels so
+that sizes and places may be anything. Sprites are premultiplied by their alpha: Porter & Duff 1984,
+https://doi.org/10.1145/800031.808606
 """
 
-import math
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from PIL import Image, ImageDraw
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
 
-from minisd.world.scenes import BACKGROUNDS, COLOURS, SHAPES, Scene
+from minisd.world.grounds import paint
+from minisd.world.scenes import Scene
+from minisd.world.sprites import Sprites
+from minisd.world.words import JITTER, SIZES
 
-Polygon = tuple[tuple[float, float], ...]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-
-SUPERSAMPLE = 4
-
-
-def render(scene: Scene, size: int = 64) -> Image.Image:
-    """The picture of a scene, RGB, `size` pixels square."""
-    image = Image.new("RGB", (size, size), BACKGROUNDS[scene.background])
-    for item in scene.objects:
-        left, top = (item.x - item.extent / 2) * size, (item.y - item.extent / 2) * size
-        side = item.extent * size
-        coverage, corner = mask(item.shape, (left, top, left + side, top + side))
-        image.paste(COLOURS[item.colour], corner, coverage)
-    return image
+MOST = 4  # objects in a scene
 
 
-def mask(shape: str, box: Box) -> tuple[Image.Image, tuple[int, int]]:
-    """How much of each pixel a shape covers.
+@dataclass(frozen=True)
+class Layout:
+    """Scenes in numbers: ground (b,), and for every object sprite (b, 4), -1 for none, size (b, 4) as a number, and
+    centre and extent (b, 4, 3) as fractions of the width."""
 
-    `box` is the bounding box in pixels, with fractions. Returns an "L" image (0 to 255) just large enough for
-    the box, and the (left, top) pixel where it belongs in the picture. Raises ValueError for an unknown
-    shape.
-    """
-    left, top, right, bottom = box
-    x0, y0 = math.floor(left), math.floor(top)
-    width, height = math.ceil(right) - x0, math.ceil(bottom) - y0
-    large = Image.new("L", (width * SUPERSAMPLE, height * SUPERSAMPLE))
-    pen = ImageDraw.Draw(large)
-    for polygon, fill in outline(shape):
-        # Pillow fills the pixels on an outline too: half a pixel is taken off every side to make up for it.
-        pen.polygon(
-            [
-                (
-                    (left - x0 + u * (right - left)) * SUPERSAMPLE - u,
-                    (top - y0 + v * (bottom - top)) * SUPERSAMPLE - v,
-                )
-                for u, v in polygon
-            ],
-            fill=fill,
-        )
-    return large.reduce(SUPERSAMPLE), (x0, y0)
+    ground: Tensor
+    sprite: Tensor
+    size: Tensor
+    box: Tensor
 
 
-@cache
-def outline(shape: str) -> tuple[tuple[Polygon, int], ...]:
-    """The polygons of a shape in the unit square, y down, each with its fill: 255 inside, 0 for a hole."""
-    if shape == "ring":
-        circle = _round(48)
-        return (_fitted(circle), 255), (tuple((0.25 + u / 2, 0.25 + v / 2) for u, v in _fitted(circle)), 0)
-    if shape not in _POLYGONS:
-        raise ValueError(f"unknown shape {shape!r}: choose one of {SHAPES}")
-    return ((_fitted(_POLYGONS[shape]()), 255),)
+class Painter:
+    """Draws scenes of some sprites and grounds."""
 
+    def __init__(self, sprites: Sprites, grounds: Sequence[str], size: int, device: torch.device | str = "cpu") -> None:
+        self.size, self.device = size, torch.device(device)
+        self.sprites = {look: i for i, look in enumerate(sprites.looks)}
+        self.sizes = {name: i for i, name in enumerate(SIZES)}
+        # A border of one transparent pixel: the samples just outside a sprite fade to nothing.
+        self.atlases = [
+            F.pad(torch.from_numpy(sprites.atlas(round(size * (SIZES[name] + JITTER[name])))), (1, 1, 1, 1)).to(device)
+            for name in SIZES
+        ]
+        painted = {ground: paint(ground, size) for ground in grounds}
+        starts = np.cumsum([0, *(len(pictures) for pictures in painted.values())])
+        self.starts = {ground: (int(i), len(painted[ground])) for ground, i in zip(painted, starts, strict=False)}
+        stacked = np.concatenate(list(painted.values())).transpose(0, 3, 1, 2)
+        self.grounds = torch.from_numpy(np.ascontiguousarray(stacked)).to(device)
 
-def _fitted(points: Polygon) -> Polygon:
-    """Points stretched so that their bounding box is the unit square."""
-    xs, ys = zip(*points, strict=False)
-    x0, y0, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-    return tuple(((x - x0) / width, (y - y0) / height) for x, y in points)
+    def layout(self, scenes: Sequence[Scene]) -> Layout:
+        """What of the scenes is drawn, in numbers, on the CPU."""
+        ground, sprite, size, box = [], [], [], []
+        for scene in scenes:
+            start, count = self.starts[scene.background]
+            ground.append(start + scene.grain % count)
+            spare = MOST - len(scene.objects)
+            sprite += [self.sprites[item.look] for item in scene.objects] + spare * [-1]
+            size += [self.sizes[item.size] for item in scene.objects] + spare * [0]
+            box += [(item.x, item.y, item.extent) for item in scene.objects] + spare * [(0.0, 0.0, 1.0)]
+        numbers = (torch.tensor(sprite).view(-1, MOST), torch.tensor(size).view(-1, MOST))
+        return Layout(torch.tensor(ground), *numbers, torch.tensor(box).view(-1, MOST, 3))
 
+    def __call__(self, scenes: Sequence[Scene] | Layout) -> Tensor:
+        """Pictures (b, 3, size, size) in [-1, 1], float32, on the painter's device."""
+        plan = scenes if isinstance(scenes, Layout) else self.layout(scenes)
+        pictures = self.grounds[plan.ground.to(self.device)].float()
+        for slot in range(MOST):
+            for size, atlas in enumerate(self.atlases):
+                rows = ((plan.sprite[:, slot] >= 0) & (plan.size[:, slot] == size)).nonzero().squeeze(1)
+                if len(rows):
+                    sprites = atlas[plan.sprite[rows, slot].to(self.device)].float()
+                    self.lay(pictures, rows.to(self.device), sprites, plan.box[rows, slot].to(self.device))
+        return pictures / 127.5 - 1
 
-def _round(corners: int) -> Polygon:
-    turns = [2 * math.pi * k / corners for k in range(corners)]
-    return tuple((math.cos(turn), math.sin(turn)) for turn in turns)
-
-
-def _star() -> Polygon:
-    # The inner radius of a pentagram is 0.38; a little more keeps the tips at 13 pixels.
-    radii = [1.0, 0.42] * 5
-    return tuple((r * math.sin(math.pi * k / 5), -r * math.cos(math.pi * k / 5)) for k, r in enumerate(radii))
-
-
-def _heart() -> Polygon:
-    turns = [2 * math.pi * k / 48 for k in range(48)]
-    return tuple(
-        (
-            16 * math.sin(t) ** 3,
-            -13 * math.cos(t) + 5 * math.cos(2 * t) + 2 * math.cos(3 * t) + math.cos(4 * t),
-        )
-        for t in turns
-    )
-
-
-def _cross() -> Polygon:
-    return ((1, 0), (2, 0), (2, 1), (3, 1), (3, 2), (2, 2), (2, 3), (1, 3), (1, 2), (0, 2), (0, 1), (1, 1))
-
-
-_POLYGONS = {
-    "circle": lambda: _round(48),
-    "square": lambda: ((0, 0), (1, 0), (1, 1), (0, 1)),
-    "triangle": lambda: ((0, 1), (1, 1), (0.5, 0)),
-    "star": _star,
-    "heart": _heart,
-    "cross": _cross,
-    "diamond": lambda: ((0.5, 0), (1, 0.5), (0.5, 1), (0, 0.5)),
-}
+    def lay(self, pictures: Tensor, rows: Tensor, sprites: Tensor, box: Tensor) -> None:
+        """Lay sprites (k, 4, m, m), border included, over the pictures (b, 3, size, size) of some rows (k,), in place."""
+        m = sprites.shape[-1]
+        steps = torch.arange(m, device=box.device)
+        # The m x m pixels around the box, of those that there are.
+        corner = ((box[:, :2] - box[:, 2:] / 2) * self.size - 1).floor().long().clamp(0, self.size - m)
+        x, y = (corner[:, k, None] + steps for k in (0, 1))
+        # From the picture's width to the sprite's, whose border lies outside the box; then to grid_sample's -1..1.
+        scale = 2 * (m - 2) / m / box[:, 2, None]
+        u, v = ((pixels + 0.5) / self.size - box[:, k, None] for k, pixels in enumerate((x, y)))
+        grid = torch.stack(torch.broadcast_tensors((u * scale)[:, None, :], (v * scale)[:, :, None]), dim=-1)
+        laid = F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        where = rows[:, None, None], y[:, :, None], x[:, None, :]
+        below = rearrange(pictures, "b c h w -> b h w c")
+        laid = rearrange(laid, "k c h w -> k h w c")
+        below[where] = below[where] * (1 - laid[..., 3:] / 255) + laid[..., :3]

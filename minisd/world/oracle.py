@@ -12,8 +12,10 @@ from itertools import permutations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from minisd.world.draw import Box, mask
-from minisd.world.scenes import BACKGROUNDS, COLOURS, RGB, SHAPES, SIZES, Object, Scene
+from minisd.world.colour import lab
+from minisd.world.scenes import Object, Scene
+from minisd.world.shapes import Box, mask
+from minisd.world.words import COLOURS, PLAIN, RGB, SHAPES
 
 UNCLEAR = "unclear"
 CONTRAST = 45.0  # RGB distance that lifts a pixel off the background; black on dark blue, the faintest, has 99
@@ -27,7 +29,7 @@ ASPECT_LIMIT = 1.4
 CLOSE = 0.12  # soft IoU: nearer rivals are looked at closely
 SCALES = (0.6, 1.0)
 BLURS = (0.0, 0.6, 1.0)  # pixels; generated pictures are softer than drawn ones
-LARGE = sum(SIZES.values()) / 2
+LARGE = 0.33  # of the width: between the largest small shape and the smallest large one
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def read(image: Image.Image) -> Reading:
     order = np.argsort(-areas, kind="stable")[:MOST] + 1
     blobs = [number for number in order if areas[number - 1] >= SPECK * labels.size]
     objects = tuple(_read_blob(pixels, ground, contrast, labels, number) for number in blobs)
-    return Reading(nearest(ground, BACKGROUNDS, BACKGROUND_LIMIT), objects)
+    return Reading(nearest(ground, PLAIN, BACKGROUND_LIMIT), objects)
 
 
 def judge(reading: Reading, scene: Scene) -> dict[str, bool]:
@@ -82,7 +84,7 @@ def holds(relation: str, first: Object, second: Object) -> bool:
 
 def nearest(rgb: np.ndarray | RGB, names: dict[str, RGB], limit: float) -> str:
     """The name whose colour looks most like `rgb` (3,), or "unclear" beyond a CIE76 difference of `limit`."""
-    distances = np.linalg.norm(_lab(np.array(list(names.values()))) - _lab(np.asarray(rgb)), axis=-1)
+    distances = np.linalg.norm(lab(np.array(list(names.values()))) - lab(np.asarray(rgb)), axis=-1)
     best = int(distances.argmin())
     return list(names)[best] if distances[best] <= limit else UNCLEAR
 
@@ -130,7 +132,7 @@ def _read_blob(pixels: np.ndarray, ground: np.ndarray, contrast: np.ndarray, lab
     shape, (left, top, right, bottom) = _fit(*_crop(coverage, blob))
     extent = (right - left + bottom - top) / 2 / size
     return Object(
-        shape=shape,
+        noun=shape,
         colour=nearest(colour, COLOURS, COLOUR_LIMIT) if plain else UNCLEAR,
         size="large" if extent > LARGE else "small",
         x=(left + right) / 2 / size,
@@ -206,8 +208,8 @@ def _compare(chosen: tuple[Object, ...], scene: Scene) -> dict[str, bool]:
     """The words about the objects, for one way of pairing them with the scene's."""
     pairs = list(zip(chosen, scene.objects, strict=False))
     verdict = {
-        word: all(getattr(seen, word) == getattr(told, word) for seen, told in pairs)
-        for word in ("shape", "colour", "size")
+        word: all(getattr(seen, name) == getattr(told, name) for seen, told in pairs)
+        for word, name in (("shape", "noun"), ("colour", "colour"), ("size", "size"))
     }
     return verdict | {"relation": scene.relation is None or holds(scene.relation, *chosen)}
 
@@ -215,13 +217,3 @@ def _compare(chosen: tuple[Object, ...], scene: Scene) -> dict[str, bool]:
 def _score(verdict: dict[str, bool]) -> tuple[int, bool]:
     # The relation only breaks ties: else two objects that swapped places would be taken for each other.
     return verdict["shape"] + verdict["colour"] + verdict["size"], verdict["relation"]
-
-
-def _lab(rgb: np.ndarray) -> np.ndarray:
-    """sRGB (..., 3), 0 to 255, to CIE L*a*b* (D65), where distances follow the eye (IEC 61966-2-1)."""
-    share = np.asarray(rgb, dtype=np.float64) / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    xyz = linear @ to_xyz.T / to_xyz.sum(1)  # relative to white
-    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
-    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1)

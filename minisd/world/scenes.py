@@ -1,109 +1,153 @@
-"""The words and the truth of the toy world: one or two coloured shapes on a plain background.
+"""Scenes of the world: one to four objects on a ground, every factor known.
 
-In: a `random.Random` and the name of a split. Out: a `Scene`, every factor of which is known, so that a
-picture made from its caption can be marked right or wrong (`minisd.world.oracle`). Lengths are fractions of
-the picture's width, y points down. Three splits keep an evaluation honest:
-- "train" shows neither the `HELD_OUT` pairs of shape and colour nor a `reserved` recipe,
+In: what there is to draw (`Vocabulary`), a `random.Random` and the name of a split. Out: a `Scene`, so that a picture made
+from its caption can be marked right or wrong. Lengths are fractions of the picture's width, y points down. Three splits
+keep an evaluation honest:
+- "train" shows neither a held-out pair of noun and colour nor a `reserved` recipe,
 - "test" shows only reserved recipes, without held-out pairs,
 - "held_out" shows only scenes with a held-out pair.
 """
 
 import hashlib
 import random
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import NamedTuple, TypeVar
 
-RGB = tuple[int, int, int]
-Pair = tuple[str, str]  # (shape, colour)
+from minisd.world.layout import at_place, related, scattered
+from minisd.world.words import (
+    COLOURS,
+    GROUNDS,
+    INVERSE,
+    JITTER,
+    NEVER,
+    NUMBERS,
+    PATTERNS,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+)
 
-SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "ring")
-COLOURS: dict[str, RGB] = {
-    "red": (220, 30, 35),
-    "green": (30, 160, 60),
-    "blue": (40, 80, 235),
-    "yellow": (250, 215, 30),
-    "purple": (140, 40, 200),
-    "orange": (245, 130, 20),
-    "black": (15, 15, 15),
-    "pink": (255, 95, 175),
-}
-BACKGROUNDS: dict[str, RGB] = {
-    "white": (255, 255, 255),
-    "gray": (150, 150, 150),
-    "cream": (255, 243, 214),
-    "cyan": (120, 225, 235),
-    "brown": (120, 80, 45),
-    "dark blue": (25, 40, 110),
-}
-SIZES = {"small": 0.2, "large": 0.4}
-JITTER = {"small": 0.015, "large": 0.025}  # an extent is SIZES[s] +- JITTER[s]
-INVERSE = {
-    "to the left of": "to the right of",
-    "to the right of": "to the left of",
-    "above": "below",
-    "below": "above",
-}
-RELATIONS = tuple(INVERSE)
+T = TypeVar("T")
 
-MARGIN = 0.03  # between a bounding box and the border
-GAP = 0.05  # between two bounding boxes, along the axis of the relation
-SLANT = 1.5  # distance of the centres along the axis of the relation : across it, at least
-
-PAIRS: tuple[Pair, ...] = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
-HELD_OUT = frozenset((shape, list(COLOURS)[(i + 6) % 8]) for i, shape in enumerate(SHAPES))
-SEEN: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 SPLITS = ("train", "test", "held_out")
+HELD_OUT = frozenset((shape, list(COLOURS)[(i + 6) % 8]) for i, shape in enumerate(SHAPES))
+KINDS = {"single": 0.16, "place": 0.14, "relation": 0.3, "list": 0.2, "count": 0.2}  # and how often
+GROUPS = {  # kind -> how many of each thing, and how often
+    "single": {(1,): 1.0},
+    "place": {(1,): 1.0},
+    "relation": {(1, 1): 1.0},
+    "list": {(1, 1): 0.45, (1, 1, 1): 0.33, (1, 1, 1, 1): 0.22},
+    "count": {(2,): 0.3, (3,): 0.25, (4,): 0.2, (2, 1): 0.1, (2, 2): 0.075, (3, 1): 0.075},
+}
+GROUND_KINDS = {
+    "plain": 0.34,
+    "gradient": 0.12,
+    "striped": 0.1,
+    "checkered": 0.1,
+    "night sky": 0.12,
+    "sea": 0.11,
+    "meadow": 0.11,
+}
+HUED = 0.5  # of the emoji are in a hue
+PLAINLY = 0.5  # of the shapes have no pattern
+GRAINS = 2**20
+SIZE_NAMES, PLACE_NAMES = tuple(SIZES), tuple(PLACES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Object:
-    """One shape: its words, its centre (x, y) and the side of its bounding box, as fractions of the width."""
+    """One thing: its words, its centre (x, y) and the side of its bounding box, as fractions of the width.
 
-    shape: str
-    colour: str
+    An emoji as it is has `own`: its colour word, where there is one, may go unsaid.
+    """
+
+    noun: str
+    colour: str | None
     size: str
     x: float
     y: float
     extent: float
+    pattern: str = "plain"
+    own: bool = False
+
+    @property
+    def look(self) -> tuple[str, str | None, str]:
+        """Noun, hue and pattern: what sprite it is."""
+        return self.noun, None if self.own else self.colour, self.pattern
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Scene:
-    """One object and no relation, or two with `objects[0]` RELATION `objects[1]`."""
+    """Objects on a ground. Two may have `objects[0]` RELATION `objects[1]`, one may have a place; `grain` chooses among
+    the pictures of the ground and goes unsaid."""
 
     objects: tuple[Object, ...]
     background: str
     relation: str | None = None
+    place: str | None = None
+    grain: int = 0
 
     def __post_init__(self) -> None:
-        if (len(self.objects), self.relation in RELATIONS) not in ((1, False), (2, True)):
-            raise ValueError(
-                f"{len(self.objects)} objects with relation {self.relation!r}: give one object and None, "
-                f"or two objects and one of {RELATIONS}"
-            )
+        n = len(self.objects)
+        if not 1 <= n <= 4:
+            raise ValueError(f"{n} objects: a scene has 1 to 4")
+        if self.relation is not None and (n != 2 or self.relation not in INVERSE):
+            raise ValueError(f"{n} objects with relation {self.relation!r}: give two objects and one of {RELATIONS}")
+        if self.place is not None and (n != 1 or self.place not in PLACES):
+            raise ValueError(f"{n} objects with place {self.place!r}: give one object and one of {tuple(PLACES)}")
+
+    @property
+    def groups(self) -> list[tuple[int, Object]]:
+        """Alike objects together, each group with its number, in the order of the first."""
+        found: dict[tuple, list[Object]] = {}
+        for item in self.objects:
+            found.setdefault((item.look, item.size), []).append(item)
+        return [(len(items), items[0]) for items in found.values()]
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        if self.relation:
+            return "relation"
+        if len(self.objects) == 1:
+            return "place" if self.place else "single"
+        return "list" if len(self.groups) == len(self.objects) else "count"
 
     def to_dict(self) -> dict:
-        """The scene in lists, dicts, strings and floats, fit for JSON."""
+        """The scene in lists, dicts, strings and numbers, fit for JSON."""
         return {**asdict(self), "objects": [asdict(item) for item in self.objects]}
 
     @classmethod
     def from_dict(cls, data: dict) -> "Scene":
         """The inverse of `to_dict`."""
-        return cls(tuple(Object(**item) for item in data["objects"]), data["background"], data["relation"])
+        return cls(**{**data, "objects": tuple(Object(**item) for item in data["objects"])})
 
 
 def told_otherwise(scene: Scene) -> Scene:
     """The same scene with the other object first: A left of B becomes B right of A."""
     if scene.relation is None:
         return scene
-    return Scene(scene.objects[::-1], scene.background, INVERSE[scene.relation])
+    return replace(scene, objects=scene.objects[::-1], relation=INVERSE[scene.relation])
 
 
 def recipe(scene: Scene) -> str:
-    """All factors but the exact coordinates in one string, the same whichever object is told first."""
+    """All factors but the exact coordinates in one string, the same in whatever order the objects are told."""
     if scene.relation in ("to the right of", "below"):
         scene = told_otherwise(scene)
-    things = [f"{item.size} {item.colour} {item.shape}" for item in scene.objects]
-    return f" {scene.relation} ".join(things) + f" on {scene.background}"
+    if scene.relation:
+        things = f" {scene.relation} ".join(_words(item) for item in scene.objects)
+    else:
+        groups = sorted((_words(item), number) for number, item in scene.groups)
+        things = " and ".join(f"{NUMBERS[number]} {words}" if number > 1 else words for words, number in groups)
+    return f"{things} {scene.place} on {scene.background}" if scene.place else f"{things} on {scene.background}"
+
+
+def _words(item: Object) -> str:
+    noun, hue, pattern = item.look
+    return " ".join(filter(None, (item.size, pattern if pattern != "plain" else None, hue, noun)))
 
 
 def reserved(recipe_str: str) -> bool:
@@ -111,76 +155,158 @@ def reserved(recipe_str: str) -> bool:
     return hashlib.sha256(recipe_str.encode()).digest()[0] < 26  # 26 / 256; hash() is salted per process
 
 
-def sample_scene(rng: random.Random, split: str = "train", n_objects: int | None = None) -> Scene:
-    """A random scene of a split. Without `n_objects`, 40 % of scenes have one object ("held_out": all have).
-
-    Raises ValueError for an unknown split or a number of objects other than 1 and 2.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: choose one of {SPLITS}")
-    if n_objects not in (None, 1, 2):
-        raise ValueError(f"n_objects is {n_objects}: a scene has 1 or 2 (None draws the number)")
-    if n_objects is None:
-        n_objects = 1 if split == "held_out" or rng.random() < 0.4 else 2
-    # Only the words are drawn again (ten times on average for "test"); placing never fails.
-    while True:
-        scene = _place(rng, _pairs(rng, split, n_objects))
-        if split == "held_out" or reserved(recipe(scene)) == (split == "test"):
-            return scene
+def held_out(item: Object) -> bool:
+    """Whether a pair of noun and colour is never trained on: one in eight of the shapes', one in twelve of the
+    emoji's; an emoji as it is never is."""
+    if item.noun in SHAPES:
+        return (item.noun, item.colour) in HELD_OUT
+    return not item.own and hashlib.sha256(f"{item.noun}/{item.colour}".encode()).digest()[0] < 21
 
 
-def _pairs(rng: random.Random, split: str, n_objects: int) -> list[Pair]:
-    """Distinct pairs, hence two objects that can be told apart."""
-    if split != "held_out":
-        return rng.sample(SEEN, n_objects)
-    first = rng.choice(sorted(HELD_OUT))
-    others = [pair for pair in PAIRS if pair != first]
-    pairs = [first, *rng.sample(others, n_objects - 1)]
-    rng.shuffle(pairs)
-    return pairs
+class Choice(NamedTuple):
+    """What stands out from a ground: objects without place or pattern, by the way they are drawn at random."""
+
+    shapes: list[Object]
+    emoji: list[Object]  # as they are
+    hued: list[Object]
+    held_out: list[Object]
 
 
-def _place(rng: random.Random, pairs: list[Pair]) -> Scene:
-    sizes = [rng.choice(tuple(SIZES)) for _ in pairs]
-    extents = [SIZES[size] + rng.uniform(-1, 1) * JITTER[size] for size in sizes]
-    background = rng.choice(tuple(BACKGROUNDS))
-    relation = rng.choice(RELATIONS) if len(pairs) == 2 else None
-    if relation is None:
-        centres = [(_anywhere(rng, extents[0]), _anywhere(rng, extents[0]))]
-    else:
-        centres = _two_centres(rng, extents, relation)
-    return Scene(
-        tuple(
-            Object(shape, colour, size, x, y, extent)
-            for (shape, colour), size, (x, y), extent in zip(pairs, sizes, centres, extents, strict=False)
-        ),
-        background,
-        relation,
+def sort_of(item: Object) -> str:
+    """The field of `Choice` that an object belongs to."""
+    if held_out(item):
+        return "held_out"
+    if item.noun in SHAPES:
+        return "shapes"
+    return "emoji" if item.own else "hued"
+
+
+class Vocabulary:
+    """All that can be drawn, and random scenes of it."""
+
+    def __init__(
+        self,
+        nouns: Mapping[str, tuple[str, ...]],
+        own: Mapping[str, str],
+        clear: Mapping[str, Collection[tuple[str, str | None]]],
+        patterns: Sequence[str] = PATTERNS,
+        grounds: Sequence[str] = tuple(GROUND_KINDS),
+        shapes: float = 0.3,
+    ) -> None:
+        """`nouns` are the emoji with their hues, `own` the colour words of emoji as they are; `clear` holds for each
+        ground the (noun, hue) that stand out; `shapes` is the share of shapes, where there are emoji."""
+        self.nouns, self.own = nouns, own
+        self.patterns_of = {  # beside plain
+            shape: tuple(p for p in patterns if p not in ("plain", *NEVER.get(shape, ()))) for shape in SHAPES
+        }
+        self.shape_share = shapes if nouns else 1.0
+        self.kinds = {kind: GROUND_KINDS[kind] for kind in grounds}
+        every = [self.item(shape, colour) for shape in SHAPES for colour in COLOURS]
+        every += [self.item(noun, colour) for noun, hues in nouns.items() for colour in (None, *hues)]
+        sorted_out = [(item, item.look[:2], sort_of(item)) for item in every]
+        self.on: dict[str, Choice] = {}
+        self._told: dict[str, set[tuple[str, str | None]]] = {}  # what training may show on a ground
+        for ground in (ground for kind in grounds for ground in GROUNDS[kind]):
+            parts: dict[str, list[Object]] = {sort: [] for sort in Choice._fields}
+            for item, look, sort in sorted_out:
+                if look in clear[ground]:
+                    parts[sort].append(item)
+            self.on[ground] = Choice(**parts)
+            self._told[ground] = {item.look[:2] for sort, items in parts.items() if sort != "held_out" for item in items}
+
+    def item(self, noun: str, colour: str | None) -> Object:
+        """A small thing nowhere; a hue of None, or an emoji's own colour, is the emoji as it is."""
+        own = noun not in SHAPES and colour in (None, self.own.get(noun))
+        return Object(noun, self.own.get(noun) if own else colour, "small", 0.5, 0.5, SIZES["small"], "plain", own)
+
+    def sample(self, rng: random.Random, split: str = "train", kind: str | None = None) -> Scene:
+        """A random scene of a split, of one of KINDS or of any.
+
+        Raises:
+            ValueError: an unknown split or kind.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}: choose one of {SPLITS}")
+        if kind not in (None, *KINDS):
+            raise ValueError(f"unknown kind {kind!r}: choose one of {tuple(KINDS)}")
+        kind = kind or weighted(rng, KINDS)
+        while True:  # ten times on average for "test"
+            scene = self._scene(rng, split, kind)
+            if split == "held_out" or reserved(recipe(scene)) == (split == "test"):
+                return scene
+
+    def _scene(self, rng: random.Random, split: str, kind: str) -> Scene:
+        ground, things = None, []
+        groups = weighted(rng, GROUPS[kind])
+        while not things:
+            ground = pick(rng, GROUNDS[weighted(rng, self.kinds)])
+            things = self._things(rng, self.on[ground], len(groups), split)
+        free = sum(groups) <= 2  # of three or four all are small
+        sizes = [pick(rng, SIZE_NAMES) if free else "small" for _ in things]
+        each = [(thing, size) for thing, size, n in zip(things, sizes, groups, strict=True) for _ in range(n)]
+        extents = [SIZES[size] + (2 * rng.random() - 1) * JITTER[size] for _, size in each]
+        relation = pick(rng, RELATIONS) if kind == "relation" else None
+        place = pick(rng, PLACE_NAMES) if kind == "place" else None
+        if relation:
+            centres = related(rng, extents, relation)
+        elif place:
+            centres = [at_place(rng, extents[0], place)]
+        else:
+            centres = scattered(rng, extents)
+        objects = tuple(
+            Object(thing.noun, thing.colour, size, x, y, extent, thing.pattern, thing.own)
+            for (thing, size), (x, y), extent in zip(each, centres, extents, strict=True)
+        )
+        return Scene(objects, ground, relation, place, int(rng.random() * GRAINS))
+
+    def _things(self, rng: random.Random, choice: Choice, count: int, split: str) -> list[Object]:
+        """Things that can be told apart by their words; none where the ground has nothing held out to show."""
+        chosen = int(rng.random() * count) if split == "held_out" else None
+        if chosen is not None and not choice.held_out:
+            return []
+        while True:
+            things = [self._thing(rng, choice, held=i == chosen) for i in range(count)]
+            if count == 1 or distinct(things):
+                return things
+
+    def _thing(self, rng: random.Random, choice: Choice, held: bool) -> Object:
+        if held:
+            thing = pick(rng, choice.held_out)
+        elif rng.random() < self.shape_share or not choice.emoji:
+            thing = pick(rng, choice.shapes)
+        else:
+            thing = pick(rng, choice.hued if rng.random() < HUED and choice.hued else choice.emoji)
+        patterns = self.patterns_of.get(thing.noun, ())
+        if not patterns or rng.random() < PLAINLY:
+            return thing
+        return replace(thing, pattern=pick(rng, patterns))
+
+    def shows(self, scene: Scene) -> bool:
+        """Whether training may show a scene: it can be drawn and told, and nothing in it is put aside."""
+        return (
+            all(item.look[:2] in self._told[scene.background] for item in scene.objects)
+            and distinct([item for _, item in scene.groups])
+            and not reserved(recipe(scene))
+        )
+
+
+def distinct(things: Sequence[Object]) -> bool:
+    """Whether words tell them all apart: by their nouns, or by colours that are said."""
+    return all(
+        a.noun != b.noun or (a.colour != b.colour and not a.own and not b.own) for a, b in combinations(things, 2)
     )
 
 
-def _anywhere(rng: random.Random, extent: float) -> float:
-    return rng.uniform(MARGIN + extent / 2, 1 - MARGIN - extent / 2)
+def pick(rng: random.Random, options: Sequence[T]) -> T:
+    """One of some options; `rng.choice` takes three times as long."""
+    return options[int(rng.random() * len(options))]
 
 
-def _two_centres(rng: random.Random, extents: list[float], relation: str) -> list[tuple[float, float]]:
-    """Centres of two boxes that hold a relation, with its margins, gap and slant, drawn without rejection."""
-    backwards = relation in ("to the right of", "below")
-    first, second = extents[::-1] if backwards else extents  # in order along the axis
-
-    # The room left over is split at random into before, between and after.
-    room = 1 - 2 * MARGIN - GAP - first - second
-    before, between = sorted(rng.uniform(0, room) for _ in range(2))
-    along = [MARGIN + before + first / 2, MARGIN + between + first + GAP + second / 2]
-
-    # The range of the larger box lies within that of the smaller: placed first, it always leaves room.
-    big, little = max(first, second), min(first, second)
-    reach = (along[1] - along[0]) / SLANT
-    across_big = _anywhere(rng, big)
-    low = max(MARGIN + little / 2, across_big - reach)
-    high = min(1 - MARGIN - little / 2, across_big + reach)
-    across_little = rng.uniform(low, high)
-    across = [across_big, across_little] if first >= second else [across_little, across_big]
-
-    centres = list(zip(along, across, strict=False)) if "to the" in relation else list(zip(across, along, strict=False))
-    return centres[::-1] if backwards else centres
+def weighted(rng: random.Random, weights: Mapping[T, float]) -> T:
+    """One of some options, each as often as its weight says."""
+    level = rng.random() * sum(weights.values())
+    for option, weight in weights.items():
+        level -= weight
+        if level < 0:
+            return option
+    return option  # rounding
