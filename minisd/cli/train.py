@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -63,6 +64,8 @@ def build_parser() -> Parser:
     parser.add_argument("--resume", nargs="?", type=kind, const="auto", metavar="auto", help=again)
     slice_ = "stop with a checkpoint after N minutes"
     parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="N", help=slice_)
+    board = "log to TensorBoard too, in RUN/tensorboard (the JSONL log is always written)"
+    parser.add_argument("--tensorboard", action="store_true", help=board)
     parser.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
     add_common(parser)
@@ -90,6 +93,8 @@ def run(argv: Sequence[str]) -> int:
     chief = os.environ.get("RANK", "0") == "0"  # torchrun: the others wait for what this one finds and makes
     with notes(args) as say, terminated(), ExitStack() as stack:
         with refusing():
+            there = not args.tensorboard or find_spec("tensorboard") is not None
+            check(there, "--tensorboard: the package is not here: pip install 'minisd[train]'")
             recipe = Recipe.load(args.recipe)
             if args.font:
                 recipe = replace(recipe, world=replace(recipe.world, font=args.font))
@@ -128,7 +133,7 @@ def work(args: argparse.Namespace, recipe: Recipe, base: Config, until: float, s
     if args.threads:
         torch.set_num_threads(args.threads)
     say(f"{chosen}: {reason}; {args.stage} by {args.recipe} into {args.out}")
-    job = stages.Run(recipe, args.out, base, chosen, bool(args.resume), until, args.quiet)
+    job = stages.Run(recipe, args.out, base, chosen, bool(args.resume), until, args.quiet, args.tensorboard)
     try:
         with processes.joined(chosen):
             processes.wait()

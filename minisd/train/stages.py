@@ -47,6 +47,7 @@ class Run:
     resume: bool = False
     until: float = math.inf  # stop in good order when `stop.now()` is later
     quiet: bool = False
+    tensorboard: bool = False
 
     @property
     def config(self) -> Config:
@@ -84,7 +85,7 @@ def say(text: str) -> None:
 def train(job: Run, stage: Stage) -> None:
     """A network's stage, to its end."""
     stage.module.to(job.device)
-    run(stage, job.folder, job.device, job.resume, job.until, job.quiet)
+    run(stage, job.folder, job.device, job.resume, job.until, job.quiet, job.tensorboard)
 
 
 def tokenizer(job: Run) -> None:
@@ -167,8 +168,11 @@ def finished(folder: Path) -> dict[str, dict | None]:
 
 
 def followed(recipe: Recipe, name: str) -> dict:
-    """A stage's part of the recipe, as plain data."""
-    return dataclasses.asdict(getattr(recipe, name)) | {"size": recipe.size} if name != "export" else {}
+    """What of a recipe a stage depends on, as plain data. Where the font lies makes no difference."""
+    if name == "export":
+        return {}
+    shown = {k: v for k, v in dataclasses.asdict(recipe).items() if k in ("size", "world", name)}
+    return json.loads(json.dumps(shown | {"world": shown["world"] | {"font": None}}))  # tuples as lists, as in the file
 
 
 STAGES = {"tokenizer": tokenizer, "clip": clip, "vae": vae, "unet": unet, "export": export}
