@@ -1,4 +1,4 @@
-"""The judge's stage: a network that learns to find and name what the world draws, apart from the model that it will mark.
+"""The judge's stage: a network learns to find and name what the world draws, apart from the model that it will mark.
 
 In: a world. Out: a `Judge`.
 Generated pictures are softer than drawn ones, a little bent and of slightly other colours, so the judge learns on such
@@ -21,10 +21,9 @@ from ..image import grid, to_pil
 from ..nn.vae import VAE
 from ..world.accuracy import accuracy
 from ..world.draw import Layout
-from ..world.judge import EXTENT, HUES, NATURAL, Answers, Judge, Words, save
+from ..world.judge import EXTENT, NATURAL, Answers, Judge, Words, save
 from ..world.known import known
 from ..world.scenes import Scene
-from ..world.words import PATTERNS
 from ..world.world import World
 from .data import batch_indices
 from .loop import generator
@@ -186,11 +185,12 @@ def losses(answers: Answers, truth: Truth) -> dict[str, Tensor]:
     size = (truth.box[..., 2] / EXTENT).log()[n, k]
     place = torch.stack([dx[n, k, i, j], dy[n, k, i, j], size], dim=-1)
     told = truth.words[n, k].unbind(-1)
-    words = [F.cross_entropy(a[n, :, i, j], w) for a, w in zip((answers.noun, answers.hue, answers.pattern), told)]
+    said = {"noun": answers.noun, "hue": answers.hue, "pattern": answers.pattern}
+    words = {name: F.cross_entropy(a[n, :, i, j], w) for (name, a), w in zip(said.items(), told, strict=True)}
     return {
         "heat": heat_loss(answers.heat, there, dx, dy),
         "place": F.smooth_l1_loss(answers.place[n, :, i, j], place, beta=0.1),
-        **dict(zip(("noun", "hue", "pattern"), words, strict=True)),
+        **words,
         "ground": 0.5 * F.cross_entropy(answers.ground, truth.ground),
     }
 

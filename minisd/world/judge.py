@@ -1,4 +1,4 @@
-"""A judge that reads a picture back into words, by a trained network: what the oracle's rules cannot tell, emoji above all.
+"""A judge that reads a picture back into words by a trained network: what the oracle's rules cannot, emoji above all.
 
 In: pictures (b, 3, H, W) in [-1, 1]. Out: for each a `Reading`, as the oracle gives it.
 Every cell of a coarse map says whether the centre of an object lies in it, where in it, how large the object is, and
