@@ -10,8 +10,21 @@ from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, check
 from ..files import check_writable
-from .common import BadInput, Parser, add_choice, add_common, choice, device, flat, near, notes, number, positive
-from .common import refusing, whole
+from .common import (
+    BadInput,
+    Parser,
+    add_choice,
+    add_common,
+    choice,
+    device,
+    flat,
+    near,
+    notes,
+    number,
+    positive,
+    refusing,
+    whole,
+)
 from .generate import DTYPES, NUMBERS, settled
 from .model import add_model_flags, check_model, load_model
 
@@ -22,8 +35,8 @@ FULL = 300
 MAX_PICTURES = 200_000
 
 EPILOG = f"""examples:
-  minisd eval                                     # the bundled model: {FULL} prompts a category, all parts
-  minisd eval --quick --json                      # {QUICK} prompts a category, {8 * QUICK} pictures in all; one line of JSON, last
+  minisd eval                                   # the bundled model: {FULL} prompts a category, all parts
+  minisd eval --quick --json                    # {QUICK} prompts a category, {8 * QUICK} in all; a line of JSON, last
   minisd eval -m runs/mini/model --parts geneval,held_out --sheet sheet.png
   minisd eval --parts geneval --count 50 --sweep steps=10,20,30 --sweep sampler=euler,dpmpp_2m --plots plots
 
@@ -33,7 +46,7 @@ oracle's rules), scenes (all the world has, told in full; with Fréchet distance
 
 A picture is right when exactly the objects that were told are there and nothing else, and every word that was told of
 them is right; what was not told is free. All but the shapes is read by a judge, a network trained apart from the model;
-its own accuracy on real pictures stands first. Tables go to stdout, with --json to stderr and one line of JSON to stdout.
+its own accuracy on real pictures stands first. Tables go to stdout; with --json to stderr, and stdout has one line.
 Exit code: 0 done, 2 bad input, 1 a failure while running, 130 Ctrl-C."""
 
 
@@ -115,7 +128,9 @@ def read_sweep(parser: Parser, text: str) -> tuple[str, tuple]:
     option = parser.spelled([f"--{said.strip()}"])[0]
     name = option.removeprefix("--").replace("-", "_")
     if name not in SWEPT or not equals:
-        wrong = f"no setting {flat(repr(name), 60)}{near(name, SWEPT)}" if equals else f"{flat(repr(text), 60)} has no ="
+        wrong = (
+            f"no setting {flat(repr(name), 60)}{near(name, SWEPT)}" if equals else f"{flat(repr(text), 60)} has no ="
+        )
         raise BadInput(f"--sweep: {wrong}; it is NAME=VALUE,VALUE with one of {', '.join(SWEPT)}")
     kind = parser._option_string_actions[option].type
     try:
@@ -173,7 +188,7 @@ def evaluate(args: argparse.Namespace, model: Any, kept: Any, world: Any) -> Any
     from ..eval.report import accuracy_text
 
     options = {name: getattr(args, name, None) for name in NUMBERS}
-    size = {"looked_at": 256, "learned": 0} if args.quick else {}
+    size = {"looked_at": 256, "learned": 1024} if args.quick else {}
     plan = Plan(args.count, args.parts, args.seed, options, args.sweeps, progress=not args.quiet, **size)
     with refusing(ValueError):
         return Evaluation(model, kept, world, plan).run(lambda report: show(args, accuracy_text(report) + "\n"))

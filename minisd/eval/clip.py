@@ -1,29 +1,24 @@
 """Both towers of our own CLIP, kept to score pictures by.
 
-In: a run folder whose clip stage is done. Out: clip.safetensors (fp16) and tokenizer/ in a folder; and the way back.
+In: a folder with clip.safetensors and tokenizer/, as `minisd train export` writes them into RUN/judge. Out: a `Clip`.
 The score is 2.5 max(cos, 0) of a picture and its prompt: Hessel et al. 2021, https://arxiv.org/abs/2104.08718. This CLIP
 has seen the world alone, so the figures say nothing beside those of OpenAI's.
 """
 
 import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import TextConfig, check
-from ..files import atomic
 from ..nn.clip import CLIPText
 from ..text.tokenizer import Tokenizer
-from ..train.checkpoint import trained
 from ..train.clip import ImageTower
-from ..train.recipe import ClipRecipe
 
 CLIP = "clip.safetensors"
 WEIGHT = 2.5
@@ -56,29 +51,6 @@ class Clip:
 def clip_scores(texts: Tensor, pictures: Tensor) -> Tensor:
     """The score (b,) of each pair of unit vectors (b, p): 0 to 2.5."""
     return WEIGHT * (texts * pictures).sum(-1).clamp(min=0)
-
-
-def write_clip(run: Path, config: TextConfig, recipe: ClipRecipe, size: int, folder: Path) -> None:
-    """Keep the towers of a run folder's clip stage; nothing where it has no image tower (a model trained on from its
-    weights alone).
-
-    Raises:
-        OSError: they cannot be written.
-    """
-    tensors = {k: v for part in ("text.", "image.") for k, v in with_part(run, part)}
-    if not any(name.startswith("image.") for name in tensors):
-        return
-    tower = {"width": recipe.width, "layers": recipe.layers, "heads": recipe.heads, "size": size}
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
-    metadata = {"text": json.dumps(asdict(config)), "image": json.dumps(tower)}
-    with atomic(folder / CLIP) as temporary:
-        save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-
-
-def with_part(run: Path, part: str) -> list[tuple[str, Tensor]]:
-    """The averaged weights of one tower, under its own name."""
-    return [(part + name, tensor) for name, tensor in trained(run / CLIP, part)]
 
 
 def load_clip(folder: Path, device: torch.device | str) -> Clip | None:

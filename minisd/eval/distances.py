@@ -18,7 +18,7 @@ def frechet(one: Tensor, other: Tensor) -> float:
     """
     (mean1, root1), (mean2, root2) = (moments(x.double()) for x in (one, other))
     spread = root1.square().sum() + root2.square().sum()
-    # tr (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2): no root of a matrix that is not symmetric.
+    # tr (C1 C2)^(1/2) is the sum of the singular values of C1^(1/2) C2^(1/2): all roots are of symmetric matrices.
     return float((mean1 - mean2).square().sum() + spread - 2 * torch.linalg.svdvals(root1 @ root2).sum())
 
 

@@ -9,12 +9,11 @@ In: a model, what is kept to score it by, and a `Plan`. Out: a `Report`.
               distance and, where the world can be drawn, the distance to the nearest training picture
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from ..pipeline import Model

@@ -55,7 +55,9 @@ def nearest_figures(kept: Kept, world: World, answers: Answers, learned: int) ->
     """How far pictures are from the nearest of some training pictures, in features and in pixels (root mean square, 0 to
     255), a model's and unseen real ones; and how many of a model's are nearer than 99 of 100 real ones: copies, if they
     are more than one in a hundred."""
-    training = torch.cat([to_bytes(world.pictures(range(i, min(i + LOT, learned))), world.size) for i in range(0, learned, LOT)])
+    training = torch.cat(
+        [to_bytes(world.pictures(range(i, min(i + LOT, learned))), world.size) for i in range(0, learned, LOT)]
+    )
     scenes = [question.scene for question in answers.questions]
     unseen = torch.cat([to_bytes(world.draw(scenes[i : i + LOT]), world.size) for i in range(0, len(scenes), LOT)])
     found: dict[str, Any] = {"count": len(unseen), "training_pictures": learned}

@@ -23,8 +23,8 @@ def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def of_mean_share(parts: Sequence[tuple[int, int]], z: float = 1.96) -> tuple[float, float]:
-    """The interval of the mean of proportions, each (right, count): half the width is the root of the sum of the squares
-    of theirs, on either side, over their number (MOVER, Zou & Donner 2008, https://doi.org/10.1002/sim.3095)."""
+    """The interval of the mean of proportions, each (right, count): on either side its width is the root of the sum of
+    the squares of theirs, over their number (MOVER, Zou & Donner 2008, https://doi.org/10.1002/sim.3095)."""
     n, shares = len(parts), [right / count for right, count in parts]
     mean, ends = sum(shares) / n, [wilson(right, count, z) for right, count in parts]
     low = sum((p - end[0]) ** 2 for p, end in zip(shares, ends, strict=True)) ** 0.5 / n
@@ -44,7 +44,9 @@ def bootstrap(values: Tensor, seed: int = 0, median: bool = False) -> tuple[floa
     return low, high
 
 
-def jackknife(figure: Callable[[Tensor], float], values: Tensor, groups: int = 20, z: float = 1.96) -> tuple[float, float]:
+def jackknife(
+    figure: Callable[[Tensor], float], values: Tensor, groups: int = 20, z: float = 1.96
+) -> tuple[float, float]:
     """The interval of a figure of all rows of values (n, ...), from what it is without each twentieth of them. It holds
     for figures that a resampling would shift, such as a Fréchet distance. Tukey 1958; Efron & Stein 1981,
     https://doi.org/10.1214/aos/1176345462

@@ -51,7 +51,9 @@ def load_kept(folder: Path = BUNDLED, device: torch.device | str = "cpu") -> Kep
         ValueError: there is no judge in it, or what is there is none.
         OSError: a file cannot be read.
     """
-    check((folder / JUDGE).is_file(), f"{folder} holds no {JUDGE}: make one with minisd train judge, or name its folder")
+    check(
+        (folder / JUDGE).is_file(), f"{folder} holds no {JUDGE}: make one with minisd train judge, or name its folder"
+    )
     judge, told, real = judges.load(folder / JUDGE, device)
     recipe = {key: tuple(value) if isinstance(value, list) else value for key, value in told["recipe"].items()}
     clip = load_clip(folder, device)

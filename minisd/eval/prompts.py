@@ -90,7 +90,9 @@ def phrase(thing: Thing, number: int) -> str:
     return article(noun) if number == 1 else f"{NUMBERS[number]} {noun}"
 
 
-def described(words: Vocabulary, count: int, seed: int = 0, split: str = "test", kind: str | None = None) -> list[Question]:
+def described(
+    words: Vocabulary, count: int, seed: int = 0, split: str = "test", kind: str | None = None
+) -> list[Question]:
     """Distinct prompts that tell all of a scene, in any full phrasing."""
     rng, found = random.Random(f"described/{split}/{kind}/{seed}"), {}
     while len(found) < count:

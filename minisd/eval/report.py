@@ -70,13 +70,15 @@ def figures_text(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
         lines.append(f"CLIP score (our own CLIP, 0 to 2.5): {clip['score']:.3f} [{low:.3f}, {high:.3f}]; {other}")
     if distance := figures.get("frechet"):
         low, high = distance["interval"]
+        many, real = f"{distance['count']} pictures from {distance['real']} real ones", distance["of_real_pictures"]
         lines.append(
-            f"Fréchet distance on the judge's features, {distance['count']} pictures against {distance['real']} real ones: "
-            f"{distance['distance']:.3f} [{low:.3f}, {high:.3f}]; as many real ones have {distance['of_real_pictures']:.3f}: "
-            "few pictures make it larger, so compare equal numbers only"
+            f"Fréchet distance on the judge's features, of {many}: {distance['distance']:.3f} [{low:.3f}, {high:.3f}]; "
+            f"of as many real ones {real:.3f} (few pictures make it larger: compare equal numbers only)"
         )
     if near := figures.get("nearest"):
-        lines.append(f"distance to the nearest of {near['training_pictures']} training pictures, median of {near['count']}")
+        lines.append(
+            f"distance to the nearest of {near['training_pictures']} training pictures, median of {near['count']}"
+        )
         for space in ("features", "pixels"):
             row = near[space]
             ends, real = row["interval"], row["interval_of_real"]
@@ -98,7 +100,9 @@ def sweep_table(name: str, rows: list[dict[str, Any]]) -> str:
         between = f"[{percent(row['interval'][0])}, {percent(row['interval'][1])}]"
         clip = f"{row['clip_score']:>8.3f}" if "clip_score" in row else ""
         shares = " ".join(f"{percent(row[c]):>18}" for c in columns)
-        lines.append(f"{row[name]!s:<14}{percent(row['overall']):>8}   {between:<14}{row['seconds']:>10.2f}{clip} {shares}")
+        lines.append(
+            f"{row[name]!s:<14}{percent(row['overall']):>8}   {between:<14}{row['seconds']:>10.2f}{clip} {shares}"
+        )
     return "\n".join(lines)
 
 
@@ -108,8 +112,8 @@ def percent(share: float) -> str:
 
 
 def as_data(report: "Report", told: Mapping[str, Any]) -> dict[str, Any]:
-    """All figures: `overall` and every category by its name, a share each; then counts, right answers and intervals by the
-    same names. `told` is what was done."""
+    """All figures: `overall` and every category by its name, a share each; then counts, right answers and intervals by
+    the same names. `told` is what was done."""
     scores = {name: score for part in report.scores.values() for name, score in part.items()}
     data: dict[str, Any] = {"overall": None, **{name: score.share for name, score in scores.items()}}
     data |= {

@@ -70,7 +70,9 @@ def answered(questions: Sequence[Question], lots: Iterable[Tensor], read: Reader
     return Answers(list(questions), torch.cat(kept), verdicts)
 
 
-def drawn(model: Model, questions: Sequence[Question], seed: int, options: dict[str, Any], bar: tqdm) -> Iterator[Tensor]:
+def drawn(
+    model: Model, questions: Sequence[Question], seed: int, options: dict[str, Any], bar: tqdm
+) -> Iterator[Tensor]:
     """The model's pictures, lot by lot; that of question i has the seed `seed` + i."""
     for i in range(0, len(questions), LOT):
         prompts = [question.prompt for question in questions[i : i + LOT]]

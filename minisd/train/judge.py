@@ -189,7 +189,7 @@ def losses(answers: Answers, truth: Truth) -> dict[str, Tensor]:
     words = {name: F.cross_entropy(a[n, :, i, j], w) for (name, a), w in zip(said.items(), told, strict=True)}
     return {
         "heat": heat_loss(answers.heat, there, dx, dy),
-        "place": F.smooth_l1_loss(answers.place[n, :, i, j], place, beta=0.1),
+        "place": 2 * F.smooth_l1_loss(answers.place[n, :, i, j], place, beta=0.1),
         **words,
         "ground": 0.5 * F.cross_entropy(answers.ground, truth.ground),
     }

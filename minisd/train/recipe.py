@@ -85,7 +85,9 @@ class JudgeRecipe(StageRecipe):
 
     steps: int = 6000
     batch: int = 64
-    lr: float = 2e-3
+    lr: float = 4e-3
+    decay: float = 0.5
+    optimizer: str = "muon"  # it needs less than half of AdamW's steps here
     save_every: int = 250
     grid_every: int = 500
     widths: tuple[int, ...] = (32, 64, 144)  # channels at 1/2, 1/4, 1/8 ... of the size; the last but one is read

@@ -25,7 +25,7 @@ from . import processes
 from .checkpoint import trained
 from .clip import ClipStage
 from .data import Examples
-from .export import FINISHED
+from .export import FINISHED, keep_clip
 from .export import export as write_model
 from .judge import JudgeStage, write_judge
 from .latents import cached_latents
@@ -135,6 +135,7 @@ def export(job: Run) -> None:
     """The model folder that `minisd.load` reads, inside the run folder."""
     if processes.chief():
         write_model(job.folder, job.config, job.folder / "model")
+        keep_clip(job.folder, job.config.text[0], job.folder / "judge")
     processes.wait()
 
 

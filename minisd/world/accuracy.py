@@ -18,7 +18,7 @@ FACTORS = ("found", "noun", "colour", "pattern", "extent", "all")
 
 @dataclass(frozen=True)
 class Accuracy:
-    """What of `objects` was right, by factor; what was found besides; pictures with no fault; what was taken for what."""
+    """What of `objects` was right, by factor; what was seen besides; pictures without fault; confusions."""
 
     objects: int
     right: dict[str, int]

@@ -31,7 +31,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Told:
-    """What is told of a picture. Of two things the first may have a relation to the other, one alone may have a place."""
+    """What is told of a picture. Of two things the first may have a relation to the other; one may have a place."""
 
     things: tuple[Thing, ...]
     relation: str | None = None
