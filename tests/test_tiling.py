@@ -13,7 +13,7 @@ from minisd.nn.tiling import MIN_ROWS, Strips, decode_tiled
 from minisd.nn.vae import VAE
 from minisd.pipeline import Model
 from minisd.settings import resolve
-from minisd.train.evaluate import SHAPES
+from minisd.eval.evaluate import SHAPES
 from minisd.world.world import World
 
 

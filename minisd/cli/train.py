@@ -1,4 +1,4 @@
-"""`minisd train STAGE`: tokenizer, clip, vae, unet, export, one after another into one run folder; or all of them."""
+"""`minisd train STAGE`: tokenizer, clip, vae, unet, export, one after another into one run folder; or judge."""
 
 import argparse
 import math
@@ -28,8 +28,9 @@ NEEDS = {
     "vae": (),
     "unet": ("tokenizer", "clip", "vae"),
     "export": ("tokenizer", "clip", "vae", "unet"),
+    "judge": (),
 }
-NETWORKS = ("clip", "vae", "unet")
+NETWORKS = ("clip", "vae", "unet", "judge")
 
 EPILOG = """example, the bundled model:
   minisd train all --out runs/mini
@@ -49,7 +50,7 @@ def build_parser() -> Parser:
     """The flags."""
     parser = Parser("train", "Train a model, stage by stage.", EPILOG)
     stages = (*NEEDS, "all")
-    about = f"{', '.join(NEEDS)}; all: those that are not finished, in this order"
+    about = f"{', '.join(NEEDS)}; all: those of a model that are not finished, in this order"
     parser.add_argument("stage", type=choice("stage", stages), metavar="STAGE", help=about)
     recipe = "a TOML recipe (default: that of the bundled model)"
     parser.add_argument("--recipe", type=Path, default=default_recipe(), metavar="FILE", help=recipe)

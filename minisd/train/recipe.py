@@ -81,6 +81,21 @@ class UnetRecipe(StageRecipe):
 
 
 @dataclass(frozen=True)
+class JudgeRecipe(StageRecipe):
+    """Finding and naming what the world draws, to mark a model's pictures by."""
+
+    steps: int = 6000
+    batch: int = 64
+    lr: float = 4e-3
+    decay: float = 0.5
+    optimizer: str = "muon"  # it needs less than half of AdamW's steps here
+    save_every: int = 250
+    grid_every: int = 500
+    widths: tuple[int, ...] = (32, 64, 144)  # channels at 1/2, 1/4, 1/8 ... of the size; the last but one is read
+    feature: int = 128  # channels that the answers are read from
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All stages of one model. `config` is the model config's path, relative to the recipe."""
 
@@ -91,6 +106,7 @@ class Recipe:
     vae: VaeRecipe
     unet: UnetRecipe
     world: WorldRecipe = field(default_factory=WorldRecipe)
+    judge: JudgeRecipe = field(default_factory=JudgeRecipe)
 
     @staticmethod
     def load(path: str | Path) -> "Recipe":

@@ -1,6 +1,6 @@
 """The stages in order, each a function of (recipe, run folder): `minisd train STAGE`.
 
-    tokenizer -> clip -> vae -> unet -> export
+    tokenizer -> clip -> vae -> unet -> export, and the judge, which marks models and is no part of one
 
 A run folder holds all of one model: config.json (the recipe's config, with what the stages found out), tokenizer/,
 one checkpoint, log and set of grids a stage, and stages.json, which names the finished ones with what they followed.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import Config
+from ..config import Config, check
 from ..files import atomic
 from ..nn.clip import CLIPText
 from ..nn.vae import VAE
@@ -25,8 +25,9 @@ from . import processes
 from .checkpoint import trained
 from .clip import ClipStage
 from .data import Examples
-from .export import FINISHED
+from .export import FINISHED, keep_clip
 from .export import export as write_model
+from .judge import JudgeStage, write_judge
 from .latents import cached_latents
 from .loop import Stage, run
 from .recipe import Recipe
@@ -135,6 +136,21 @@ def export(job: Run) -> None:
     """The model folder that `minisd.load` reads, inside the run folder."""
     if processes.chief():
         write_model(job.folder, job.config, job.folder / "model")
+        keep_clip(job.folder, job.config.text[0], job.folder / "judge")
+    processes.wait()
+
+
+def judge(job: Run) -> None:
+    """The network that finds and names what the world draws; a VAE of this folder shows it what decoders do."""
+    world, path = job.examples, job.folder / "vae.safetensors"
+    check(isinstance(world, World), "a judge learns what the world draws: it cannot be trained on a folder of pictures")
+    vae = VAE(job.config.vae).eval().requires_grad_(False).to(job.device) if path.exists() else None
+    if vae:
+        vae.load_state_dict(dict(trained(path)))
+    stage = JudgeStage(job.recipe.judge, world, vae)
+    train(job, stage)
+    if processes.chief():
+        write_judge(stage, dict(trained(job.folder / "judge.safetensors")), job.folder / "judge")
     processes.wait()
 
 
@@ -151,7 +167,7 @@ def one(job: Run, name: str) -> None:
 def every(job: Run) -> None:
     """All stages that are not finished, in order, each from where it stands."""
     job = dataclasses.replace(job, resume=True)
-    for name in STAGES:
+    for name in (name for name in STAGES if name != "judge"):  # it marks models and is no part of one
         done = finished(job.folder)
         if name != "export" and name in done and done[name] in (None, followed(job.recipe, name)):
             say(f"{name}: finished before")
@@ -175,4 +191,4 @@ def followed(recipe: Recipe, name: str) -> dict:
     return json.loads(json.dumps(shown | {"world": shown["world"] | {"font": None}}))  # tuples as lists, as in the file
 
 
-STAGES = {"tokenizer": tokenizer, "clip": clip, "vae": vae, "unet": unet, "export": export}
+STAGES = {"tokenizer": tokenizer, "clip": clip, "vae": vae, "unet": unet, "export": export, "judge": judge}
