@@ -10,8 +10,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from minisd.image import grid, to_pil
 from minisd.train.evaluate import SHAPES
+
+from minisd.image import grid, to_pil
 from minisd.world.oracle import judge, read
 from minisd.world.recipe import WorldRecipe
 from minisd.world.scenes import SPLITS

@@ -212,7 +212,9 @@ class Vocabulary:
                 if look in clear[ground]:
                     parts[sort].append(item)
             self.on[ground] = Choice(**parts)
-            self._told[ground] = {item.look[:2] for sort, items in parts.items() if sort != "held_out" for item in items}
+            self._told[ground] = {
+                item.look[:2] for sort, items in parts.items() if sort != "held_out" for item in items
+            }
 
     def item(self, noun: str, colour: str | None) -> Object:
         """A small thing nowhere; a hue of None, or an emoji's own colour, is the emoji as it is."""
