@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .config import VERSION, Config, check, one_of
+from .config import VERSION, Config, check, one_of, shown
 from .diffusion.denoise import Denoise, changing, denoiser, thresholded
 from .diffusion.guidance import guided, table_times
 from .diffusion.samplers import Step, final, get_sampler
@@ -23,7 +23,7 @@ from .diffusion.schedule import NoiseTable, Plan, make_plan, noise_table
 from .guards import decode, finite, in_batches
 from .hires import FIRST_OUTPUT, enlarge, second_run
 from .image import to_pil
-from .inpaint import settle, start_from
+from .inpaint import check_numbers, settle, start_from
 from .nn.conditioning import Conditioning, Prepared, join_prepared
 from .nn.unet import UNet
 from .nn.vae import VAE
@@ -82,6 +82,7 @@ class Model:
             ValueError: a number or name that does not fit the model.
         """
         check(not isinstance(prompts, str), "encode takes a list of prompts")
+        prompts = texts("prompts", prompts)
         s = resolve(self.config, clip_skip=clip_skip, emphasis=emphasis, long_prompt=long_prompt)
         size = size or (s.height, s.width)
         return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size, s.emphasis)
@@ -201,8 +202,10 @@ class Job:
         factor = model.config.vae.factor
         self.shape = (model.config.unet.out_channels, settings.height // factor, settings.width // factor)
         if latents is not None:
+            check(isinstance(latents, Tensor), f"latents must be a tensor, not {type(latents).__name__}")
             wanted, given = [len(self), *self.shape], list(latents.shape)
             check(given == wanted, f"latents must have the shape {wanted}, not {given}")
+            check_numbers("latents", latents)
         self.given = start_from(model.vae, model.config, settings, image, mask, len(self))
         self.plan = self.make_plan()
 
@@ -219,11 +222,14 @@ class Job:
     def draw(self, batch: slice, bar: tqdm) -> Tensor:
         """The final latents of one batch (b, c, h, w), float32; where no step is run, the original's."""
         bar.update(batch.start * len(self.plan.t) - bar.n)  # a batch that did not fit left the bar too far
+        if not len(self.plan.t):
+            return self.given.original[batch]
         x = None
         for step in self.steps(batch):
             x = step.x
             bar.update(batch.stop - batch.start)
-        return self.given.original[batch] if x is None else self.given.finish(final(x, self.plan))
+        check(x is not None, f"the sampler {known_name(self.settings.sampler)} yielded no step")
+        return self.given.finish(final(x, self.plan))
 
     @torch.no_grad()
     def steps(self, batch: slice) -> Iterator[Step]:
@@ -313,20 +319,31 @@ class Job:
         }
 
 
+def texts(what: str, given: Sequence[str]) -> list[str]:
+    """Several texts, at least one.
+
+    Raises:
+        ValueError: none, or something else.
+    """
+    several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    check(several, f"{what} must be text or a list of texts, not {shown(given)}")
+    check(len(given) > 0, f"{what} is an empty list: there is nothing to draw")
+    for text in given:
+        check(isinstance(text, str), f"{what} must be text or a list of texts, not a list with {shown(text)}")
+    return list(given)
+
+
 def pair(prompt: str | Sequence[str], negative: str | Sequence[str] | None, n: int) -> tuple[list[str], list[str]]:
     """Prompts and negative prompts of the same number, each prompt n times in a row.
 
     Raises:
         ValueError: no prompt, or lists that do not pair up.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    check(len(prompts) > 0, "no prompt was given")
+    prompts = texts("prompt", [prompt] if isinstance(prompt, str) else prompt)
     single = negative is None or isinstance(negative, str)
-    negatives = [negative or ""] * len(prompts) if single else list(negative)
+    negatives = texts("negative_prompt", [negative or ""] * len(prompts) if single else negative)
     counts = f"{len(prompts)} prompts and {len(negatives)} negative prompts"
     check(len(prompts) == len(negatives), f"{counts} do not pair up")
-    for text in (*prompts, *negatives):
-        check(isinstance(text, str), f"a prompt must be text, not {text!r}")
     return [p for p in prompts for _ in range(n)], [p for p in negatives for _ in range(n)]
 
 

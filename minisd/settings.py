@@ -19,6 +19,7 @@ MAX_SEED = 2**64 - 1
 MAX_SIDE = 16_384
 MAX_IMAGES = 10_000
 MAX_BLUR = 1000
+MAX_FILE = 2**24  # bytes of a file of prompts, which may be one
 
 
 @dataclass(frozen=True)

@@ -113,11 +113,16 @@ generate x --batch-size 0
 generate x --batch-size 1.5
 generate x --threads 0
 generate x --threads -1
+generate x --threads 99999999999
+generate x --threads 1025
 generate x --sampler eulr
 generate x --sampler ''
 generate x --sampler Euler
 generate x --schedule karas
 generate x --long-prompt wrap
+generate '1 2 3 4 5 6 7 8 9 0 1 2 3 4 5' --long-prompt error
+generate x -n '1 2 3 4 5 6 7 8 9 0 1 2 3 4 5' --long-prompt error
+generate '[x:1 2 3 4 5 6 7 8 9 0 1 2 3 4 5:0.5]' --long-prompt error
 generate x --emphasis bold
 generate x --dtype fp61
 generate x --device gpu
@@ -497,7 +502,7 @@ def test_the_infotext_leaves_out_defaults_and_quotes_separators() -> None:
     prompt, line = recipe_text(recipe).split("\n")
     assert prompt == ""
     assert line.startswith("Steps: 20, Sampler: DPM++ 2M, Schedule type: SGM Uniform, CFG scale: 7, Seed: 0, Size")
-    assert 'Model: "a, b: c", RNG: CPU, Version' in line
+    assert 'Model: "a, b: c", RNG: CPU, schedule: trailing, Version' in line
 
 
 def test_the_same_seed_draws_the_same_pixels_and_image_i_is_seed_plus_i(draw) -> None:
@@ -553,7 +558,7 @@ def test_a_long_prompt_is_noted_or_refused(draw, tiny_model, capsys) -> None:
     long = "a red circle and a blue square " * 9
     argv = ["generate", long, "--model", str(tiny_model), "--outdir", "o"]
     assert main([*argv, "-N", "2"]) == 0
-    assert capsys.readouterr().err.count("minisd: note: the prompt") == 1  # once, not for each picture
+    assert capsys.readouterr().err.count("minisd: note: the text 'a red circle") == 1  # once, not for each picture
     assert main([*argv, "--long-prompt", "error"]) == 2
     assert len(everything(Path("o"))) == 2
     (path,) = draw("a (red) circle", "--long_prompt", "window", "--emphasis", "comfy")
@@ -580,7 +585,7 @@ def test_png_and_webp_keep_every_pixel(draw) -> None:
 
 
 def test_a_recipe_too_long_for_exif_is_left_out_and_said(draw, tiny_model, capsys) -> None:
-    argv = ["generate", "a red circle " * 6000, "--model", str(tiny_model), "--seed", "1"]
+    argv = ["generate", "a red circle " * 6000, "--long-prompt", "truncate", "--model", str(tiny_model), "--seed", "1"]
     assert main([*argv, "-o", "a.jpg"]) == 0
     assert "too long for EXIF" in capsys.readouterr().err
     assert main([*argv, "-o", "a.png"]) == 0

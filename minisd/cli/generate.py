@@ -4,7 +4,7 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from .common import (
     interval,
     notes,
     number,
-    positive,
     refusing,
+    threads,
     whole,
 )
 from .like import begin, follow
@@ -130,7 +130,7 @@ def add_flags(parser: Parser) -> None:
     add_choice(group, "--dtype", DTYPES, "auto")
     tiling = "decode in strips, to spare memory: on, off, auto (default: beyond 1024 x 1024 pixels)"
     group.add_argument("--vae-tiling", type=choice("way", TILING_NAMES), metavar="WHEN", help=tiling)
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def add_text_flags(group: Any) -> None:
@@ -188,16 +188,23 @@ def checked(args: argparse.Namespace, team: Team) -> Settings:
         check(last <= MAX_SEED, f"the seeds of {count} pictures go beyond {MAX_SEED}: the last is {last}")
         check_sheet(args, settings, count, team)
         check_output(args, settings, team)
+    if settings.long_prompt == "error":
+        from .prompt import check_lengths
+
+        check_lengths(args, ((prompt, args.negative_prompt, settings) for prompt in args.prompts))
     return settings
 
 
-def check_all(args: argparse.Namespace) -> Config:
+def check_all(args: argparse.Namespace, axes: Collection[str] = ()) -> Config:
     """The pictures and the model that flags or --like name.
+
+    Args:
+        axes: options that count as given, whatever their value in a picture.
 
     Raises:
         BadInput: the first thing that does not fit.
     """
-    read_pictures(args)
+    read_pictures(args, axes)
     config = check_model(args)
     place_pictures(args, config)
     if args.like is not None:
@@ -294,7 +301,7 @@ def as_flag(message: str) -> str:
 
 def remaining(
     args: argparse.Namespace, settings: Settings, model: Any, team: Team, names: list[Path | None]
-) -> tuple[list[int], list[int]]:
+) -> tuple[range, Sequence[int]]:
     """The pictures that fall to this process, and those of them that it still has to draw.
 
     Raises:
@@ -302,7 +309,7 @@ def remaining(
     """
     from ..pipeline import recipes
 
-    share = team.share(len(names), settings.batch_size)
+    share = team.share(len(names))
     if args.from_file is None or args.overwrite:
         return share, share
     with refusing():

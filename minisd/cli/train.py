@@ -1,4 +1,4 @@
-"""`minisd train STAGE`: tokenizer, clip, vae, unet, export, one after another into one run folder; or all; or lora."""
+"""`minisd train STAGE`: tokenizer, clip, vae, unet, export, one after another into one run folder; or lora, or judge."""
 
 import argparse
 import math
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,7 +20,7 @@ from ..files import check_writable
 from ..train.lock import locked
 from ..train.recipe import Recipe
 from ..weights.find import check_options, locate
-from .common import Parser, add_common, choice, device, notes, number, positive, refusing
+from .common import Parser, add_common, choice, device, notes, number, positive, refusing, threads
 from .model import add_source_flags, told
 
 # What each stage finds in the run folder from the stages before it. The names stand here so that --help needs no torch.
@@ -30,8 +31,9 @@ NEEDS = {
     "unet": ("tokenizer", "clip", "vae"),
     "lora": (),
     "export": ("tokenizer", "clip", "vae", "unet"),
+    "judge": (),
 }
-NETWORKS = ("clip", "vae", "unet")
+NETWORKS = ("clip", "vae", "unet", "judge")
 
 EPILOG = """example, the bundled model:
   minisd train all --out runs/mini
@@ -55,7 +57,7 @@ def build_parser() -> Parser:
     """The flags."""
     parser = Parser("train", "Train a model, stage by stage.", EPILOG)
     stages = (*NEEDS, "all")
-    about = f"{', '.join(NEEDS)}; all: those for a model, in this order, that are not finished"
+    about = f"{', '.join(NEEDS)}; all: those of a model that are not finished, in this order"
     parser.add_argument("stage", type=choice("stage", stages), metavar="STAGE", help=about)
     recipe = "a TOML recipe (default: that of the bundled model; with --data and a model finetune.toml)"
     parser.add_argument("--recipe", type=Path, metavar="FILE", help=recipe)
@@ -73,8 +75,10 @@ def build_parser() -> Parser:
     parser.add_argument("--resume", nargs="?", type=kind, const="auto", metavar="auto", help=again)
     slice_ = "stop with a checkpoint after N minutes"
     parser.add_argument("--minutes", type=minutes, default=math.inf, metavar="N", help=slice_)
+    board = "log to TensorBoard too, in RUN/tensorboard (the JSONL log is always written)"
+    parser.add_argument("--tensorboard", action="store_true", help=board)
     parser.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
     group = parser.add_argument_group("model to start from")
     start = "a folder, a file, owner/name of the hub, or mini: train on from its weights in a new run folder, or for it"
     group.add_argument("-m", "--init", "--model", dest="init", metavar="MODEL", help=start)
@@ -104,6 +108,8 @@ def run(argv: Sequence[str]) -> int:
     chief = os.environ.get("RANK", "0") == "0"  # torchrun: the others wait for what this one finds and makes
     with notes(args) as say, terminated(), ExitStack() as stack:
         with refusing():
+            there = not args.tensorboard or find_spec("tensorboard") is not None
+            check(there, "--tensorboard: the package is not here: pip install 'minisd[train]'")
             recipe, data = read_recipe(args), read_data(args)
             if data is not None:
                 say(f"{len(data.entries)} pictures in {data.root}")
@@ -145,7 +151,8 @@ def work(args: argparse.Namespace, say: Callable[[str], None], **job: Any) -> in
     if args.threads:
         torch.set_num_threads(args.threads)
     say(f"{chosen}: {reason}; {args.stage} by {args.recipe} into {args.out}")
-    run = stages.Run(folder=args.out, device=chosen, resume=args.resume, quiet=args.quiet, **job)
+    flags = {"resume": args.resume, "quiet": args.quiet, "tensorboard": args.tensorboard}
+    run = stages.Run(folder=args.out, device=chosen, **flags, **job)
     try:
         # Some things only a stage can see: a picture that is damaged further down, a checkpoint of another network.
         with refusing(ValueError), processes.joined(chosen):

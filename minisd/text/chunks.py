@@ -114,8 +114,13 @@ def lay_out(
             moved.update(those)
         blocks += [replace(made[0], begins="BREAK" if i else ""), *made[1:]]
     report = account(sections, blocks, moved, words, room)
-    check(long_prompt != "error" or not report.losses, f"the prompt is too long: {report.losses}")
+    check(long_prompt != "error" or not report.losses, f"{short(prompt)} is too long: {report.losses}")
     return Layout(tuple(blocks), report)
+
+
+def short(prompt: str) -> str:
+    """A prompt or negative prompt in a message: its beginning."""
+    return f"the text {prompt if len(prompt) <= 40 else prompt[:39] + '…'!r}"
 
 
 def tokenise(tokenizers: Sequence[Tokenizer], spans: Iterable[Span | Break]) -> tuple[list[list[Unit]], list[str]]:

@@ -4,15 +4,22 @@ In: a run folder. Out: config.json, tokenizer/, model.safetensors (EMA weights, 
 each file and a summary of the training log.
 """
 
+import json
+import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from ..config import Config
+from ..config import Config, TextConfig
+from ..files import atomic
 from ..weights.folder import save
+from .checkpoint import trained
 from .log import read
 from .start import network, started_from
 
@@ -37,6 +44,29 @@ def export(run: Path, config: Config, folder: Path) -> None:
     save(folder, config, {k: v.to(torch.float16) for k, v in tensors.items()}, made)
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     print(f"export: {sum(v.numel() for v in tensors.values()):,} parameters, {size / 1e6:.1f} MB in {folder}")
+
+
+def keep_clip(run: Path, config: TextConfig, folder: Path) -> None:
+    """Keep both towers of the clip stage, in fp16, to score pictures by (`minisd eval`); nothing where the run folder
+    began with a model, which has no image tower.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    path = run / "clip.safetensors"
+    if not path.exists():
+        return
+    tensors = {part + k: v for part in ("text.", "image.") for k, v in trained(path, part)}
+    if "image.position" not in tensors:
+        return
+    with safe_open(path, "pt") as file:
+        recipe = json.loads(file.metadata()["recipe"])
+    size = 8 * math.isqrt(len(tensors["image.position"]))
+    tower = {"size": size} | {name: recipe[name] for name in ("width", "layers", "heads")}
+    shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    metadata = {"text": json.dumps(asdict(config)), "image": json.dumps(tower)}
+    with atomic(folder / path.name) as temporary:
+        save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def summary(log: Path) -> dict[str, Any]:

@@ -114,6 +114,21 @@ class DataRecipe:
 
 
 @dataclass(frozen=True)
+class JudgeRecipe(StageRecipe):
+    """Finding and naming what the world draws, to mark a model's pictures by."""
+
+    steps: int = 6000
+    batch: int = 64
+    lr: float = 4e-3
+    decay: float = 0.5
+    optimizer: str = "muon"  # it needs less than half of AdamW's steps here
+    save_every: int = 250
+    grid_every: int = 500
+    widths: tuple[int, ...] = (32, 64, 144)  # channels at 1/2, 1/4, 1/8 ... of the size; the last but one is read
+    feature: int = 128  # channels that the answers are read from
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All stages of one model.
 
@@ -130,6 +145,7 @@ class Recipe:
     unet: UnetRecipe | None = None
     lora: LoraRecipe = LoraRecipe()
     world: WorldRecipe = field(default_factory=WorldRecipe)
+    judge: JudgeRecipe = field(default_factory=JudgeRecipe)
 
     @staticmethod
     def load(path: str | Path, changes: Sequence[str] = ()) -> "Recipe":
@@ -154,12 +170,12 @@ def put(data: dict[str, Any], change: str) -> None:
         ValueError: it is not of that form.
     """
     name, equals, value = change.partition("=")
-    *sections, field = name.strip().split(".")
-    check(bool(equals and field), f"{change!r} does not set a field of the recipe: write it like unet.steps=500")
+    *sections, last = name.strip().split(".")
+    check(bool(equals and last), f"{change!r} does not set a field of the recipe: write it like unet.steps=500")
     for section in sections:
         data = data.setdefault(section, {})
         check(isinstance(data, dict), f"{change!r}: {section} is no section of the recipe")
     try:
-        data[field] = tomllib.loads(f"value = {value}")["value"]
+        data[last] = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        data[field] = value.strip()  # a word without its quotes
+        data[last] = value.strip()  # a word without its quotes

@@ -1,6 +1,6 @@
 """The stages in order, each a function of (recipe, run folder): `minisd train STAGE`.
 
-    tokenizer -> clip -> vae -> unet -> export;  lora -> export
+    tokenizer -> clip -> vae -> unet -> export; lora -> export; and the judge, which marks models and is no part of one
 
 A run folder holds all of one model: config.json (the recipe's config, with what the stages found out), tokenizer/,
 one checkpoint, log and set of grids a stage, and stages.json, which names the finished ones with what they followed;
@@ -27,16 +27,19 @@ from ..nn.vae import VAE
 from ..text.tokenizer import Tokenizer
 from ..world.world import World
 from . import processes
+from .checkpoint import trained
 from .clip import ClipStage
 from .data import Examples
 from .export import export as write_model
+from .export import keep_clip
 from .folder import Folder
+from .judge import JudgeStage, write_judge
 from .latents import cached_latents
 from .listing import Listing
 from .loop import Stage, run
 from .lora import NOTES, LoraStage, base_of, remember, write_lora
 from .recipe import Recipe
-from .start import FINISHED, initial, network
+from .start import FINISHED, initial, network, started_from
 from .stop import Stopped, now
 from .tokenizer import train_tokenizer
 from .unet import UnetStage
@@ -56,6 +59,7 @@ class Run:
     resume: bool = False
     until: float = math.inf  # stop in good order when `stop.now()` is later
     quiet: bool = False
+    tensorboard: bool = False
     data: Listing | None = None  # a folder of pictures; None: the procedural world
     model: dict[str, Any] = dataclasses.field(default_factory=dict)  # what a LoRA is trained for, as `load` takes it
 
@@ -87,6 +91,12 @@ class Run:
         count = min(most, examples.distinct or most) if isinstance(examples, Folder) else most
         return cached_latents(self.folder / "latents", vae, count, examples, source, self.until)
 
+    def followed(self, name: str) -> dict:
+        """What a stage depends on: a part of the recipe, and the pictures."""
+        of_folder = self.data is not None and name != "export"
+        pictures = {"pictures": self.data.key, **dataclasses.asdict(self.recipe.data)} if of_folder else {}
+        return followed(self.recipe, name) | pictures
+
     def note_long(self, *tokenizers: Tokenizer) -> None:
         """Say how many captions of the folder lose their ends."""
         texts = list(self.data.captions()) if self.data else []
@@ -117,7 +127,7 @@ def say(text: str) -> None:
 def train(job: Run, stage: Stage) -> None:
     """A network's stage, to its end."""
     stage.module.to(job.device)
-    run(stage, job.folder, job.device, job.resume, job.until, job.quiet)
+    run(stage, job.folder, job.device, job.resume, job.until, job.quiet, job.tensorboard)
 
 
 def tokenizer(job: Run) -> None:
@@ -190,25 +200,41 @@ def export(job: Run) -> None:
             write_lora(job.folder)
         else:
             write_model(job.folder, job.config, job.folder / "model")
+            keep_clip(job.folder, job.config.text[0], job.folder / "judge")
+    processes.wait()
+
+
+def judge(job: Run) -> None:
+    """The network that finds and names what the world draws; a VAE of this folder shows it what decoders do."""
+    world, path = job.examples, job.folder / "vae.safetensors"
+    check(isinstance(world, World), "a judge learns what the world draws: it cannot be trained on a folder of pictures")
+    known = path.exists() or started_from(job.folder)
+    vae = VAE(job.config.vae).eval().requires_grad_(False).to(job.device) if known else None
+    if vae:
+        vae.load_state_dict(network(job.folder, "vae"))
+    stage = JudgeStage(job.recipe.judge, world, vae)
+    train(job, stage)
+    if processes.chief():
+        write_judge(stage, dict(trained(job.folder / "judge.safetensors")), job.folder / "judge")
     processes.wait()
 
 
 def one(job: Run, name: str) -> None:
-    """One stage, or lora; then it stands in stages.json with the part of the recipe it followed.
+    """One stage; then it stands in stages.json with the part of the recipe it followed.
 
     Raises:
         Stopped: as `loop.run` does.
     """
-    (STAGES | {"lora": lora})[name](job)
-    write(job.folder / FINISHED, json.dumps(finished(job.folder) | {name: followed(job.recipe, name)}, indent=1) + "\n")
+    STAGES[name](job)
+    write(job.folder / FINISHED, json.dumps(finished(job.folder) | {name: job.followed(name)}, indent=1) + "\n")
 
 
 def every(job: Run) -> None:
     """All stages that are not finished, in order, each from where it stands."""
     job = dataclasses.replace(job, resume=True)
-    for name in STAGES:
+    for name in (name for name in STAGES if name not in APART):
         done = finished(job.folder)
-        if name != "export" and name in done and done[name] in (None, followed(job.recipe, name)):
+        if name != "export" and name in done and done[name] in (None, job.followed(name)):
             say(f"{name}: finished before")
             continue
         if processes.together(now() > job.until):
@@ -223,8 +249,20 @@ def finished(folder: Path) -> dict[str, dict | None]:
 
 
 def followed(recipe: Recipe, name: str) -> dict:
-    """A stage's part of the recipe, as plain data."""
-    return dataclasses.asdict(getattr(recipe, name)) | {"size": recipe.size} if name != "export" else {}
+    """What of a recipe a stage depends on, as plain data. Where the font lies makes no difference."""
+    if name == "export":
+        return {}
+    shown = {k: v for k, v in dataclasses.asdict(recipe).items() if k in ("size", "world", name)}
+    return json.loads(json.dumps(shown | {"world": shown["world"] | {"font": None}}))  # tuples as lists, as in the file
 
 
-STAGES = {"tokenizer": tokenizer, "clip": clip, "vae": vae, "unet": unet, "export": export}
+APART = ("lora", "judge")  # they change and mark models, and are no part of one
+STAGES = {
+    "tokenizer": tokenizer,
+    "clip": clip,
+    "vae": vae,
+    "unet": unet,
+    "lora": lora,
+    "export": export,
+    "judge": judge,
+}

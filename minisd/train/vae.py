@@ -53,8 +53,9 @@ class VaeStage:
         edge = sum(F.l1_loss(out.diff(dim=d), images.diff(dim=d)) for d in (2, 3))
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         square = F.mse_loss(out, images)  # L1 alone is slow to see that there is anything but background
-        psnr = -10 * torch.log10(F.mse_loss(out.clamp(-1, 1), images) / 4)
-        return pixel + square + recipe.gradient * edge + recipe.kl * kl, {"psnr": psnr.detach(), "kl": kl.detach()}
+        errors = (out.detach().clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
+        psnr = -10 * torch.log10(errors / 4).mean()  # of each picture: their mean does not depend on who has which
+        return pixel + square + recipe.gradient * edge + recipe.kl * kl, {"psnr": psnr, "kl": kl.detach()}
 
     def images(self, indices: range, split: str) -> Tensor:
         x = self.examples.pictures(indices, split)
