@@ -6,22 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_world import shape_captions
 
 from minisd.cli import main
 from minisd.config import Config, Defaults, NoiseConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.train.stages import STAGES
 from minisd.train.tokenizer import train_tokenizer
 from minisd.weights.folder import modules, save
-from minisd.world.recipe import WorldRecipe
-from minisd.world.world import World
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: 64 x 64 pictures, 4 steps, 2 text blocks; every parameter random, norms and biases too."""
     folder = tmp_path_factory.mktemp("tiny")
-    texts = World(WorldRecipe(emoji=0)).captions(range(50), 0)
-    size = train_tokenizer(folder / "tokenizer", texts, merges=32)
+    size = train_tokenizer(folder / "tokenizer", shape_captions(50), merges=32)
     text = TextConfig(size, 32, 2, 2, 64, max_length=16, bos_id=size - 2, eos_id=size - 1, pad_id=size - 1)
     config = Config(
         "tiny",
