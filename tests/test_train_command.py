@@ -122,7 +122,10 @@ def test_a_signal_ends_with_a_checkpoint_and_its_own_code(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_outside_the_loop_ends_at_once(tmp_path: Path, number: int, code: int, monkeypatch) -> None:
+def test_a_signal_outside_the_loop_ends_at_once(tmp_path: Path, number: int, code: int, monkeypatch, request) -> None:
+    kept = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, kept))
+
     def begin(job: Run) -> None:
         os.kill(os.getpid(), number)
         pytest.fail("went on")
