@@ -213,6 +213,14 @@ train unet --out {bad}/run
 train vae --out {bad}/text.txt
 train vae --threads 0
 train vae --device gpu
+train vae --minutes 0
+train vae --minutes soon
+train vae --resume always
+train all --out {bad}/text.txt
+plot
+plot {bad}/missing --text
+plot {bad}/text.txt --text
+plot {bad}/folder --text
 info
 info {bad}/missing
 info {bad}/folder
