@@ -19,8 +19,8 @@ from ..text.lint import lint, lint_edits
 from ..text.tokenizer import Tokenizer, read_vocabulary
 from ..weights.find import TOKENIZERS, check_options, locate
 from ..weights.find import read_config as own_config
-from .common import Parser, add_common, refusing, whole
-from .generate import add_text_flags, clean
+from .common import Parser, add_common, clean, refusing, whole
+from .flags import add_text_flags
 
 EPILOG = """examples:
   minisd prompt "a (red:1.3) circle BREAK on a white background"
