@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "minisd"
 # The core in reading order; a file imports only from the entries above its own (or from its own folder).
 CORE = ["names", "config", "files", "settings", "picture", "runtime", "noise", "nn", "text", "diffusion", "infotext"]
-CORE += ["image", "guards", "inpaint", "hires", "pipeline"]
+CORE += ["image", "guards", "inpaint", "hires", "model", "pipeline"]
 SATELLITES = ["weights", "world", "train", "explain", "dialects", "recipe", "sheet", "cli"]
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from ..pipeline import Model, generate
+from ..model import Model
+from ..pipeline import generate
 from ..world.captions import captions
 from ..world.draw import render
 from ..world.oracle import judge, read
