@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 import minisd
 from minisd import cli, files
 from minisd.cli import common, main
-from minisd.cli import generate as command
+from minisd.cli import flags as command
+from minisd.cli.output import save_numbered
 from minisd.cli.train import NEEDS, default_recipe
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
 from minisd.image import FORMATS
@@ -635,7 +636,7 @@ def test_two_processes_that_race_for_a_number_both_keep_their_picture(tmp_path: 
         true_save(image, path, overwrite)
 
     monkeypatch.setattr("minisd.image.save", slow_save)
-    assert command.save_numbered(picture, tmp_path, 5) == tmp_path / "00001-5.png"
+    assert save_numbered(picture, tmp_path, 5) == tmp_path / "00001-5.png"
     assert other.read_bytes() == b"theirs" and everything(tmp_path) == ["00000-5.png", "00001-5.png"]
 
 
