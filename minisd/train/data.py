@@ -1,7 +1,8 @@
 """What the stages train on: pictures and captions by index.
 
-Two things are such examples: the world (`minisd.world.world`), endless, and a folder of pictures. Every answer is a pure
-function of its arguments and the examples' own seed, so nothing is stored and a resumed run sees what it would have seen.
+Two things are such examples: the world (`minisd.world.world`), endless, and a folder of pictures. Every answer is a
+pure function of its arguments and the examples' own seed, so nothing is stored and a resumed run sees what it would
+have seen.
 """
 
 from collections.abc import Sequence
