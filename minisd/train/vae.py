@@ -22,15 +22,20 @@ class VaeStage:
 
     name = "vae"
 
-    def __init__(self, recipe: VaeRecipe, config: VAEConfig, examples: Examples) -> None:
+    def __init__(self, recipe: VaeRecipe, config: VAEConfig, examples: Examples, start: dict[str, Tensor]) -> None:
         self.recipe, self.examples = recipe, examples
         torch.manual_seed(recipe.seed)
         self.module = VAE(config).to(memory_format=torch.channels_last)
         with torch.no_grad():  # start almost without noise, or the encoder must first outgrow it
             self.module.quant.bias[config.latent_channels :] = -6.0
+        if start:
+            self.module.load_state_dict(start)
+        if recipe.decoder_only:
+            self.module.encoder.requires_grad_(False)
+            self.module.quant.requires_grad_(False)
 
     def groups(self) -> list[dict]:
-        return [{"params": list(self.module.parameters()), "scale": 1.0}]
+        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "scale": 1.0}]
 
     def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
         """Pictures (b, 3, H, W) and the noise (b, c, h, w) of their latents."""
