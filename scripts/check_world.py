@@ -1,5 +1,5 @@
-"""Renders fresh scenes of shapes on plain grounds, reads them back and counts the oracle's errors by kind; then says how
-fast the world is made, told and drawn, and how long its captions are.
+"""Renders fresh scenes of shapes on plain grounds, reads them back and counts the oracle's errors by kind; then says
+how fast a world is made, told and drawn.
 
 python scripts/check_world.py                     # 2,000 scenes of shapes
 python scripts/check_world.py --emoji 64 --sheet sheet.png

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 import minisd
 from minisd import cli, files
 from minisd.cli import common, main
-from minisd.cli import generate as command
+from minisd.cli import flags as command
+from minisd.cli.output import save_numbered
 from minisd.cli.train import NEEDS, default_recipe
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
 from minisd.image import FORMATS
@@ -213,6 +214,14 @@ train unet --out {bad}/run
 train vae --out {bad}/text.txt
 train vae --threads 0
 train vae --device gpu
+train vae --minutes 0
+train vae --minutes soon
+train vae --resume always
+train all --out {bad}/text.txt
+plot
+plot {bad}/missing --text
+plot {bad}/text.txt --text
+plot {bad}/folder --text
 info
 info {bad}/missing
 info {bad}/folder
@@ -627,7 +636,7 @@ def test_two_processes_that_race_for_a_number_both_keep_their_picture(tmp_path: 
         true_save(image, path, overwrite)
 
     monkeypatch.setattr("minisd.image.save", slow_save)
-    assert command.save_numbered(picture, tmp_path, 5) == tmp_path / "00001-5.png"
+    assert save_numbered(picture, tmp_path, 5) == tmp_path / "00001-5.png"
     assert other.read_bytes() == b"theirs" and everything(tmp_path) == ["00000-5.png", "00001-5.png"]
 
 

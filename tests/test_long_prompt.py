@@ -28,9 +28,10 @@ from minisd.nn.conditioning import Conditioning
 from minisd.nn.unet import UNet
 from minisd.pipeline import Model
 from minisd.settings import EMPHASIS_NAMES, LONG_PROMPT_NAMES
-from minisd.text.chunks import BEGINS, LONG_PROMPT, Unit, chunk, lay_out, phrases, shares, summarize, window
+from minisd.text.chunks import BEGINS, LONG_PROMPT, Unit, chunk, lay_out, shares, summarize, window
 from minisd.text.emphasis import Span, parse
 from minisd.text.encode import encode
+from minisd.text.summary import phrases
 from minisd.text.tokenizer import Tokenizer
 
 WAYS = [name for name in LONG_PROMPT_NAMES if name != "error"]

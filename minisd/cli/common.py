@@ -141,6 +141,11 @@ def flat(text: Any, limit: int = LINE) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def clean(text: str | None) -> str | None:
+    """Text without lone surrogates (bytes of the command line that are no UTF-8), which no file can hold."""
+    return text if text is None else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def lines(text: Any, most: int = 6) -> str:
     """A message as one line, or as a few where it tells tensor by tensor what does not fit."""
     told = str(text).splitlines()[:most]

@@ -1,7 +1,7 @@
 """`minisd grid PROMPT --x steps=10,20 --y clip_skip=1,2`: a sheet of pictures, each drawn with other settings.
 
-Every cell is a whole call of `generate` whose flags differ in one or two values; the flags and their checks are those
-of `generate.py`. All cells are checked before the model is loaded.
+Every cell is a whole call of `generate` whose flags (`flags.py`) differ in one or two values, checked as there. All
+cells are checked before the model is loaded.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from typing import Any
 
 from ..config import Config, check
 from ..settings import ETA_SAMPLERS, Settings
-from .common import BadInput, Parser, add_common, flat, near, notes, refusing
-from .generate import NUMBERS, add_flags, check_all, clean, given_prompt, given_seed, keywords, settled
+from .common import BadInput, Parser, add_common, clean, flat, near, notes, refusing
+from .flags import add_flags
+from .generate import NUMBERS, check_all, given_prompt, given_seed, keywords, settled
 from .many import Team, read_team
 from .model import load_model
 from .output import add_output_flags, check_area, check_exact, check_folder, save_numbered, save_sheet, show

@@ -13,14 +13,15 @@ from typing import Any
 
 from ..config import Defaults, NoiseConfig, TextConfig
 from ..settings import EDITED, OWN, Settings, integer
-from ..text.chunks import BEGINS, Block, Layout, Row, lay_out
+from ..text.chunks import BEGINS, Layout, lay_out
 from ..text.editing import Phase, phases
 from ..text.lint import lint, lint_edits
+from ..text.rows import Block, Row
 from ..text.tokenizer import Tokenizer, read_vocabulary
 from ..weights.find import TOKENIZERS, check_options, locate
 from ..weights.find import read_config as own_config
-from .common import Parser, add_common, refusing, whole
-from .generate import add_text_flags, clean
+from .common import Parser, add_common, clean, refusing, whole
+from .flags import add_text_flags
 
 EPILOG = """examples:
   minisd prompt "a (red:1.3) circle BREAK on a white background"

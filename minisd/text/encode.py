@@ -19,9 +19,10 @@ from ..config import Config
 from ..nn.blocks import sinusoids
 from ..nn.clip import CLIPText
 from ..nn.conditioning import Conditioning, join
-from .chunks import Block, Layout, Row, lay_out, shares, short
-from .chunks import size as tokens
+from .chunks import Layout, lay_out, shares, short
 from .emphasis import EMPHASIS
+from .rows import Block, Row
+from .rows import size as tokens
 from .tokenizer import Tokenizer
 
 log = logging.getLogger("minisd")

@@ -142,8 +142,9 @@ def attempt(
     gradients.zero_()
     loss.backward()
     processes.average(gradients)
-    values = (loss.detach(), stop, *metrics.values())
-    figures = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in values])
+    # `full` fills on the device; a number copied there would wait for all that it has yet to do.
+    values = [loss, torch.full((), float(stop), device=device), *metrics.values()]
+    figures = torch.stack([value.detach().float() for value in values])
     processes.average(figures)
     return ["loss", "stop", *metrics, "norm"], torch.cat([figures, gradients.norm().view(1)])
 

@@ -9,7 +9,8 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from minisd.world.scenes import Object, Scene, pick, recipe, told_otherwise
+from minisd.world.chance import pick
+from minisd.world.scenes import Object, Scene, recipe, told_otherwise
 from minisd.world.words import NUMBERS, article, ground_parts, plural
 
 Pick = Callable[[Sequence], object]  # chooses one of several ways of saying the same
@@ -59,7 +60,7 @@ _GROUNDS = {
 
 
 def captions(scene: Scene, count: int = 48) -> list[str]:
-    """Up to `count` different phrasings that name every factor, always the same ones; the first is the canonical one."""
+    """Up to `count` different phrasings that name every factor, always the same; the first is the canonical one."""
     rng = random.Random(recipe(scene))
     told = [tell(scene, first)]
     told += (tell(scene, lambda options: pick(rng, options)) for _ in range(2 * count))

@@ -1,8 +1,8 @@
 """Scenes drawn as pictures, a batch at a time, on any device.
 
-In: scenes. Out: pictures (b, 3, size, size) in [-1, 1]. Grounds and sprites are made once (`grounds`, `sprites`) and lie
-on the device as bytes; a picture is its ground with up to four sprites laid over it, each sampled between its pixels so
-that sizes and places may be anything. Sprites are premultiplied by their alpha: Porter & Duff 1984,
+In: scenes. Out: pictures (b, 3, size, size) in [-1, 1]. Grounds and sprites are made once (`grounds`, `sprites`) and
+lie on the device as bytes; a picture is its ground with up to four sprites laid over it, each sampled between its
+pixels so that sizes and places may be anything. Sprites are premultiplied by their alpha: Porter & Duff 1984,
 https://doi.org/10.1145/800031.808606
 """
 
@@ -75,15 +75,14 @@ class Painter:
                 if len(rows):
                     sprites = atlas[plan.sprite[rows, slot].to(self.device)].float()
                     self.lay(pictures, rows.to(self.device), sprites, plan.box[rows, slot].to(self.device))
-        return pictures / 127.5 - 1
+        return (pictures / 127.5 - 1).clamp(-1, 1)  # a rounded sprite may be half a level too bright
 
     def lay(self, pictures: Tensor, rows: Tensor, sprites: Tensor, box: Tensor) -> None:
-        """Lay sprites (k, 4, m, m), border included, over the pictures (b, 3, size, size) of some rows (k,), in place."""
+        """Lay sprites (k, 4, m, m), border included, over the pictures (b, 3, size, size) of some rows (k,)."""
         m = sprites.shape[-1]
-        steps = torch.arange(m, device=box.device)
-        # The m x m pixels around the box, of those that there are.
-        corner = ((box[:, :2] - box[:, 2:] / 2) * self.size - 1).floor().long().clamp(0, self.size - m)
-        x, y = (corner[:, k, None] + steps for k in (0, 1))
+        window = torch.arange(m + 2, device=box.device)  # more than a box and its soft rim ever touch
+        corner = ((box[:, :2] - box[:, 2:] / 2) * self.size - 1).floor().long().clamp(0, self.size - len(window))
+        x, y = (corner[:, k, None] + window for k in (0, 1))
         # From the picture's width to the sprite's, whose border lies outside the box; then to grid_sample's -1..1.
         scale = 2 * (m - 2) / m / box[:, 2, None]
         u, v = ((pixels + 0.5) / self.size - box[:, k, None] for k, pixels in enumerate((x, y)))

@@ -1,6 +1,6 @@
-"""What a world is made of: the [world] section of a training recipe. No torch here: recipes are checked before it loads.
+"""What a world is made of: the [world] section of a training recipe.
 
-In: a table of a TOML file. Out: a `WorldRecipe`.
+No torch here: recipes are checked before it is loaded. In: a table of a TOML file. Out: a `WorldRecipe`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Sprites: what every object of the world looks like, as premultiplied RGBA of one size.
 
-In: pictures of emoji (RGBA, square), from a colour font. Out: an atlas of bytes (s, 4, side, side), one sprite a `Look`:
-shape x pattern x colour, emoji as they are, emoji in one hue.
+In: pictures of emoji (RGBA, square), from a colour font. Out: an atlas of bytes (s, 4, side, side), a sprite for every
+`Look`: shape x pattern x colour, emoji as they are, emoji in one hue.
 
 Three things are measured on the smallest sprites, and never set by hand. A noun that looks like an earlier one is
 dropped. An emoji that is mostly of one colour may be called by it ("a red balloon" is the balloon), and is drawn in no

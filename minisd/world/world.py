@@ -1,8 +1,8 @@
 """The world: an endless set of pictures with captions and known truth.
 
 In: a `WorldRecipe`. Out: by index pictures (b, 3, size, size) in [-1, 1], captions, scenes; each a pure function of the
-recipe, the split and the index (captions of the step too), so nothing is stored and a resumed run sees what it would have
-seen. The same vocabulary at every size of picture.
+recipe, the split and the index (captions of the step too), so nothing is stored and a resumed run sees what it would
+have seen. The same vocabulary at every size of picture.
 """
 
 import random
@@ -21,8 +21,9 @@ from minisd.world.draw import Painter
 from minisd.world.grounds import colours
 from minisd.world.near import near_misses
 from minisd.world.recipe import WorldRecipe
-from minisd.world.scenes import SPLITS, Scene, Vocabulary
+from minisd.world.scenes import SPLITS, Scene
 from minisd.world.sprites import Sprites, emoji_pictures
+from minisd.world.vocabulary import Vocabulary
 from minisd.world.words import GROUNDS
 
 BLEND = 28.0  # CIE76 difference below which a pixel is lost on a ground
