@@ -116,8 +116,8 @@ def run(argv: Sequence[str]) -> int:
             elif args.stage != "export":
                 recipe.world.check_font()
             base = None if recipe.config is None else Config.load(args.recipe.parent / recipe.config)
-            check_shares(args, recipe, int(os.environ.get("WORLD_SIZE", 1)))
             check_model(args)
+            check_shares(args, recipe, int(os.environ.get("WORLD_SIZE", 1)))
             fresh = args.init and args.stage != "lora" and not (args.resume and begun(args.out))
             if chief:
                 if not fresh:
