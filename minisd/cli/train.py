@@ -1,4 +1,4 @@
-"""`minisd train STAGE`: tokenizer, clip, vae, unet, export, one after another into one run folder; or lora, or judge."""
+"""`minisd train STAGE`: tokenizer, clip, vae, unet, export, one after another into one run folder; lora; judge."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ from ..files import check_writable
 from ..train.lock import locked
 from ..train.recipe import Recipe
 from ..weights.find import check_options, locate
-from .common import Parser, add_common, choice, device, notes, number, positive, refusing, threads
+from .common import Parser, add_common, choice, device, notes, number, refusing, threads, whole
 from .model import add_source_flags, told
 
 # What each stage finds in the run folder from the stages before it. The names stand here so that --help needs no torch.
@@ -67,7 +67,7 @@ def build_parser() -> Parser:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=data)
     out = "the run folder (default: runs/mini)"
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), metavar="FOLDER", help=out)
-    parser.add_argument("--rank", type=positive, metavar="N", help="of a LoRA: --set lora.rank=N")
+    parser.add_argument("--rank", type=whole, metavar="N", help="of a LoRA: --set lora.rank=N")
     font = "Noto Color Emoji, to draw the world's emoji (default: the recipe's, or where systems keep it)"
     parser.add_argument("--font", metavar="FILE", help=font)
     again = "go on from the stage's checkpoint; where there is none, start (`all` does so unasked)"
