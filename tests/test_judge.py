@@ -13,7 +13,7 @@ from minisd.train.recipe import JudgeRecipe
 from minisd.train.wear import bent, blurred, worn
 from minisd.world.accuracy import accuracy
 from minisd.world.judge import EXTENT, Answers, in_words, load, name
-from minisd.world.known import known, vocabulary
+from minisd.world.known import vocabulary
 from minisd.world.mark import mark, told
 from minisd.world.oracle import UNCLEAR
 from minisd.world.scenes import SPLITS, Scene
@@ -66,7 +66,8 @@ def perfect(truth: Truth, counts: list[int], grounds: int, side: int) -> Answers
     place = torch.stack([of_nearest(way[:, :, 0]) * side, of_nearest(way[:, :, 1]) * side], 1)
     size = (truth.box[..., 2] / EXTENT).log()[..., None, None].expand(b, 4, side, side)
     words = [
-        20.0 * F.one_hot(of_nearest(truth.words[..., k, None, None].expand(b, 4, side, side)), n + 1).permute(0, 3, 1, 2)
+        20.0
+        * F.one_hot(of_nearest(truth.words[..., k, None, None].expand(b, 4, side, side)), n + 1).permute(0, 3, 1, 2)
         for k, n in enumerate(counts)
     ]
     ground = 20.0 * F.one_hot(truth.ground, grounds + 1)
@@ -125,7 +126,9 @@ def test_lost_pictures_keep_their_hues_alone_and_empty_ones_nothing(fresh: Judge
     assert torch.equal(after.words[lost][..., 1], before.words[lost][..., 1])
     assert (after.words[lost][..., [0, 2]] == fresh.unclear[[0, 2]]).all()
     assert torch.equal(after.there[~empty], before.there[~empty]) and not after.there[empty].any()
-    assert (after.ground[empty] == len(world.grounds)).all() and torch.equal(after.ground[~empty], before.ground[~empty])
+    assert (after.ground[empty] == len(world.grounds)).all() and torch.equal(
+        after.ground[~empty], before.ground[~empty]
+    )
 
 
 def test_a_blur_has_the_width_it_is_asked_for() -> None:
