@@ -27,7 +27,8 @@ from .common import (
     threads,
     whole,
 )
-from .generate import DTYPES, NUMBERS, settled
+from .flags import DTYPES
+from .generate import NUMBERS, settled
 from .model import add_model_flags, check_model, load_model
 
 PARTS = ("geneval", "held_out", "shapes", "scenes")
