@@ -288,36 +288,39 @@ def test_a_scene_survives_json_and_refuses_nonsense(train: list[Scene]) -> None:
 # The world as examples.
 
 
-def test_examples_are_pure_functions_of_their_arguments(toy_world: World, toy_font: Path) -> None:
-    again = World(toy_world.recipe, 64)
-    larger = World(toy_world.recipe, 96)
+def test_examples_are_pure_functions_of_their_arguments(toy_font: Path) -> None:
+    here, again, other = (
+        World(WorldRecipe(emoji=3, grounds=("plain", "sea"), font=str(toy_font), seed=seed)) for seed in (4, 4, 5)
+    )
+    larger = World(here.recipe, 96)
     assert larger.pictures([3]).shape == (1, 3, 96, 96)
     for split in SPLITS:
-        scenes = toy_world.scenes([5, 6, 7], split)
+        scenes = here.scenes([5, 6, 7], split)
         assert scenes == again.scenes([5, 6, 7], split) == larger.scenes([5, 6, 7], split)
-        assert toy_world.scene(6, split) == scenes[1]
-        assert toy_world.captions([5, 6, 7], 9, split) == again.captions([5, 6, 7], 9, split)
-        assert toy_world.captions([6], 9, split) == toy_world.captions([5, 6, 7], 9, split)[1:2]
-        assert (toy_world.pictures([5, 6, 7], split)[1:2] == again.pictures([6], split)).all()
-    other = World(replace(toy_world.recipe, seed=1))
-    assert len({scene for world in (toy_world, other) for s in SPLITS for scene in world.scenes(range(30), s)}) == 180
-    assert len({tuple(toy_world.captions(range(40), step)) for step in range(10)}) == 10
+        assert here.scene(6, split) == scenes[1]
+        assert here.captions([5, 6, 7], 9, split) == again.captions([5, 6, 7], 9, split)
+        assert here.captions([6], 9, split) == here.captions([5, 6, 7], 9, split)[1:2]
+        assert (here.pictures([5, 6, 7], split)[1:2] == again.pictures([6], split)).all()
+    assert len({scene for world in (here, other) for s in SPLITS for scene in world.scenes(range(30), s)}) == 180
+    assert len({tuple(here.captions(range(40), step)) for step in range(10)}) == 10
 
 
 def test_another_process_sees_the_same_world() -> None:
+    """Strings are hashed with another salt there."""
     code = """
 from minisd.world.world import World, WorldRecipe
 world = World(WorldRecipe(emoji=0, seed=3))
-print(world.captions(range(5), 2), world.scene(4, "held_out"), world.pictures(range(5)).double().sum().item())
+print([world.captions(range(20), 2), world.scenes(range(20), "held_out")])
 """
-    command = [sys.executable, "-c", code]
-    first, second = (
-        subprocess.run(
-            command, env={**os.environ, "PYTHONHASHSEED": salt}, capture_output=True, text=True, check=True
-        ).stdout
-        for salt in ("1", "2")
-    )
-    assert first == second and "Scene(" in first
+    there = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    world = World(WorldRecipe(emoji=0, seed=3))
+    assert there == f"{[world.captions(range(20), 2), world.scenes(range(20), 'held_out')]}\n"
 
 
 def test_a_recipe_chooses_what_there_is() -> None:
@@ -354,7 +357,7 @@ def factors(scene: Scene) -> dict[str, object]:
 
 def test_near_misses_differ_in_one_thing_and_show_nothing_put_aside(toy_world: World, train: list[Scene]) -> None:
     rng, seen = random.Random(0), Counter()
-    for scene in train[:600]:
+    for scene in train[:350]:
         misses = toy_world.near_misses(scene, rng)
         assert len({recipe(miss) for miss in misses} - {recipe(scene)}) == len(misses)
         for miss in misses:
@@ -368,4 +371,4 @@ def test_near_misses_differ_in_one_thing_and_show_nothing_put_aside(toy_world: W
             # Where a pattern does not go with a noun it is left out; a third thing makes all of them small.
             assert len(changed - {"patterns", "colours"}) <= 1 or changed <= {"numbers", "sizes"}, (scene, miss)
             seen.update(changed or {"swapped"})
-    assert set(seen) == {*factors(SCENE), "swapped"} and min(seen.values()) > 20, seen
+    assert set(seen) == {*factors(SCENE), "swapped"} and min(seen.values()) > 10, seen

@@ -44,7 +44,7 @@ PICTURES = {
 
 def tiny_world(size: int = 32, **changes: object) -> World:
     """Three emoji and the shapes, without patterns, on plain grounds and on a meadow."""
-    recipe = {"patterns": ("plain",), "grounds": ("plain", "meadow"), **changes}
+    recipe = {"patterns": ("plain",), "grounds": ("plain", "meadow"), "font": "/no/font", **changes}
     return World(WorldRecipe(**recipe), size, pictures=PICTURES)
 
 

@@ -79,6 +79,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    if whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return whole(text)
+
+
 def threads(text: str) -> int:
     """So many CPU threads."""
     if not 1 <= whole(text) <= MAX_THREADS:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, check
 from ..files import check_writable
+from ..weights.find import BUNDLED as MODEL
 from .common import (
     BadInput,
     Parser,
@@ -23,9 +24,11 @@ from .common import (
     number,
     positive,
     refusing,
+    threads,
     whole,
 )
-from .generate import DTYPES, NUMBERS, settled
+from .flags import DTYPES
+from .generate import NUMBERS, settled
 from .model import add_model_flags, check_model, load_model
 
 PARTS = ("geneval", "held_out", "shapes", "scenes")
@@ -33,6 +36,8 @@ SWEPT = ("steps", "cfg_scale", "sampler", "schedule", "clip_skip", "guidance_res
 QUICK = 20  # prompts in each category, and only the parts of two words
 FULL = 300
 MAX_PICTURES = 200_000
+BUNDLED = MODEL.parent / "judge"
+JUDGE = "judge.safetensors"
 
 EPILOG = f"""examples:
   minisd eval                                   # the bundled model: {FULL} prompts a category, all parts
@@ -63,7 +68,8 @@ def build_parser() -> Parser:
     sweep = f"the six categories again for each value of one of {', '.join(SWEPT)}; may be given several times"
     group.add_argument("--sweep", type=str, action="append", default=[], metavar="NAME=V1,V2", help=sweep)
     group.add_argument("--seed", type=whole, default=0, metavar="N", help="of the prompts and the pictures (default 0)")
-    group.add_argument("--judge", type=Path, metavar="FOLDER", help="another judge than the bundled one (RUN/judge)")
+    judge = "another judge than the bundled one, such as RUN/judge"
+    group.add_argument("--judge", type=Path, default=BUNDLED, metavar="FOLDER", help=judge)
     font = "Noto Color Emoji, to draw real pictures (default: where systems keep it; without it those rows are missing)"
     group.add_argument("--font", metavar="FILE", help=font)
     group = parser.add_argument_group("how (default: the model's own)")
@@ -82,7 +88,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
     add_choice(group, "--dtype", DTYPES, "auto")
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one line of JSON on stdout, the tables on stderr")
     group.add_argument("--sheet", type=Path, metavar="FILE", help="a PNG of the first 32 pictures of each category")
@@ -156,6 +162,7 @@ def checked(args: argparse.Namespace) -> None:
     with refusing():
         pictures = args.count * (15 + 6 * sum(len(values) for values in args.sweeps.values()))
         check(pictures <= MAX_PICTURES, f"--count {args.count} makes {pictures} pictures: {MAX_PICTURES} are the most")
+        check((args.judge / JUDGE).is_file(), f"{args.judge} holds no {JUDGE}: make one with minisd train judge")
         check(args.font is None or Path(args.font).is_file(), f"there is no font {args.font!r}")
         check(not args.plots or args.sweeps, "--plots draws sweeps: give a --sweep")
         drawable = not args.plots or find_spec("matplotlib") is not None
@@ -170,11 +177,11 @@ def checked(args: argparse.Namespace) -> None:
 
 def load_kept(args: argparse.Namespace, say: Callable[[str], None]) -> tuple[Any, Any]:
     """The judge, and its world where it can be drawn."""
-    from ..eval.kept import BUNDLED, load_kept
+    from ..eval.kept import load_kept
     from ..runtime import pick_device
 
     with refusing():
-        kept = load_kept(args.judge or BUNDLED, pick_device(args.device)[0])
+        kept = load_kept(args.judge, pick_device(args.device)[0])
     try:
         return kept, kept.world(args.font)
     except ValueError as error:

@@ -1,25 +1,23 @@
 """What a score needs and ships with the package, so that no font and no training code is asked for.
 
-In: a folder (`minisd/models/judge` unless told otherwise) with judge.safetensors, and perhaps clip.safetensors and
+In: a folder, such as minisd/models/judge, with judge.safetensors, and perhaps clip.safetensors and
 tokenizer/. Out: the judge, its words, features of real pictures; a CLIP to score by, or None.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import check
 from ..world import judge as judges
 from ..world.known import vocabulary
 from ..world.recipe import WorldRecipe
-from ..world.scenes import Vocabulary
+from ..world.vocabulary import Vocabulary
 from ..world.world import World
 from .clip import Clip, load_clip
 
-BUNDLED = Path(__file__).parent.parent / "models" / "judge"
 JUDGE = "judge.safetensors"
 
 
@@ -40,20 +38,18 @@ class Kept:
         Raises:
             ValueError: its font is not there.
         """
-        recipe = WorldRecipe(**vars(self.recipe) | {"font": font})
-        return World(recipe, self.judge.words.size, self.judge.answers.weight.device)
+        return World(
+            replace(self.recipe, font=font or self.recipe.font), self.judge.words.size, self.judge.answers.weight.device
+        )
 
 
-def load_kept(folder: Path = BUNDLED, device: torch.device | str = "cpu") -> Kept:
+def load_kept(folder: Path, device: torch.device | str = "cpu") -> Kept:
     """Read the folder.
 
     Raises:
-        ValueError: there is no judge in it, or what is there is none.
+        ValueError: what is there is no judge, or no CLIP.
         OSError: a file cannot be read.
     """
-    check(
-        (folder / JUDGE).is_file(), f"{folder} holds no {JUDGE}: make one with minisd train judge, or name its folder"
-    )
     judge, told, real = judges.load(folder / JUDGE, device)
     recipe = {key: tuple(value) if isinstance(value, list) else value for key, value in told["recipe"].items()}
     clip = load_clip(folder, device)

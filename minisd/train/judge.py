@@ -28,13 +28,15 @@ from ..world.world import World
 from .data import batch_indices
 from .loop import generator
 from .recipe import JudgeRecipe
-from .wear import worn
+from .wear import nothing, worn
 
 HELD_OUT = 4  # one picture in so many has a pair of noun and colour that the model is never shown
 MUDDLED = 0.12  # of the objects are pieced together from two
-MEASURED = 2048  # unseen pictures that a trained judge is measured on
+MEASURED = 4096  # unseen pictures that a trained judge is measured on
+LOT = 64  # of them at a time
 PATCHES = (5, 11)  # across a picture, of which a muddle takes each from the one or the other
 LOST = 0.04  # of the pictures are blurred beyond telling
+EMPTY = 0.04  # of the pictures show nothing but patches
 NEAR = 1.6  # cells around a centre that learn what the object is
 SPREAD = 0.7  # cells: how far around a centre a cell is excused for seeing it
 
@@ -80,11 +82,13 @@ class JudgeStage:
         plan = self.world.painter.layout(scenes)
         second, patches = self.muddle(plan, draw)
         pictures = torch.lerp(self.world.painter(plan), self.world.painter(second), patches.to(self.world.device))
-        lost = torch.rand(len(scenes), generator=draw) < LOST
+        chance = torch.rand(len(scenes), generator=draw)
+        lost, empty = chance < LOST, chance > 1 - EMPTY
+        pictures[empty] = nothing(int(empty.sum()), self.world.size, draw).to(pictures.device)
         pictures = worn(pictures, lost, draw)[part]
         if self.vae is not None:
             pictures = self.through_vae(pictures)
-        return pictures, self.truth(scenes, plan, second, lost).of(part)
+        return pictures, self.truth(scenes, plan, second, lost, empty).of(part)
 
     def muddle(self, plan: Layout, draw: torch.Generator) -> tuple[Layout, Tensor]:
         """The same scenes with some things drawn otherwise, every other one of them only in another hue or pattern; and
@@ -103,13 +107,15 @@ class JudgeStage:
         second = Layout(plan.ground, torch.where(chosen, other, plan.sprite), plan.size, plan.box)
         return second, F.interpolate(patches, size)
 
-    def truth(self, scenes: Sequence[Scene], plan: Layout, second: Layout, lost: Tensor) -> Truth:
-        """What can be told: nothing in which two drawings differ, and of what is blurred its hue alone."""
+    def truth(self, scenes: Sequence[Scene], plan: Layout, second: Layout, lost: Tensor, empty: Tensor) -> Truth:
+        """What can be told: nothing in which two drawings differ, of what is lost its hue alone, and where it is empty
+        that nothing is there."""
         said, other = (self.said[p.sprite.clamp(min=0)] for p in (plan, second))
         said = torch.where(said == other, said, self.unclear)
         said[lost] = torch.where(torch.tensor([True, False, True]), self.unclear, said[lost])
         ground = torch.tensor([self.ground[scene.background] for scene in scenes])
-        return Truth(plan.sprite >= 0, plan.box, said, ground)
+        ground[empty] = len(self.ground)
+        return Truth((plan.sprite >= 0) & ~empty[:, None], plan.box, said, ground)
 
     def through_vae(self, pictures: Tensor) -> Tensor:
         """The first eighth of some pictures as the VAE hands it back."""
@@ -135,7 +141,7 @@ class JudgeStage:
 
 
 def unseen(world: World, count: int) -> list[Scene]:
-    """Scenes that no judge and no model of this world has learnt from, half of them with a held-out pair."""
+    """Scenes that no judge and no model of this world has learnt from: by turns of the test split and held-out ones."""
     return [world.scene(2**32 + i, ("test", "held_out")[i % 2]) for i in range(count)]
 
 
@@ -145,8 +151,9 @@ def words_of(world: World, recipe: JudgeRecipe) -> Words:
     return Words(nouns, own, world.grounds, world.size, recipe.widths, recipe.feature)
 
 
-def write_judge(stage: JudgeStage, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Measure a trained judge on pictures it never saw, and write it with that measure; prints both.
+def write_judge(stage: JudgeStage, weights: Mapping[str, Tensor], folder: Path, count: int = MEASURED) -> None:
+    """Measure a trained judge on pictures it never saw, and write it with that measure, and with its features of those
+    of the test split, which a model's can be compared with; prints what was measured.
 
     Args:
         weights: the averaged ones, in which it is written; it is measured as it is written, in fp16.
@@ -156,11 +163,11 @@ def write_judge(stage: JudgeStage, weights: Mapping[str, Tensor], folder: Path) 
     """
     stage.module.load_state_dict({name: tensor.half().float() for name, tensor in weights.items()})
     judge, world = stage.module.eval(), stage.world
-    readings, features, scenes = [], [], unseen(world, MEASURED)
-    for i in range(0, MEASURED, 64):
-        pictures = world.draw(scenes[i : i + 64])
+    readings, features, scenes = [], [], unseen(world, count)
+    for i in range(0, count, LOT):
+        pictures = world.draw(scenes[i : i + LOT])
         readings += judge.read(pictures)
-        features.append(judge.features(pictures))
+        features.append(judge.features(pictures[::2]))
     seen = accuracy(readings, scenes)
     told = {"world": known(world), "recipe": asdict(world.recipe), "accuracy": asdict(seen)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,13 @@ def worn(pictures: Tensor, lost: Tensor, draw: torch.Generator) -> Tensor:
     return (x * gain.to(device) + cast.to(device) + noise.to(device)).clamp(-1, 1)
 
 
+def nothing(count: int, size: int, draw: torch.Generator) -> Tensor:
+    """Pictures of coloured patches with nothing in them, (count, 3, size, size), finer and coarser ones by turns."""
+    sides = (3, 6, 12, size)
+    patches = (2 * torch.rand(1, 3, sides[i % 4], sides[i % 4], generator=draw) - 1 for i in range(count))
+    return torch.cat([torch.empty(0, 3, size, size), *(F.interpolate(x, size, mode="bicubic") for x in patches)])
+
+
 def bent(pictures: Tensor, move: Tensor) -> Tensor:
     """Pictures whose points are moved by (b, 2, k, k), of the width, smoothly in between."""
     b, _, h, w = pictures.shape

@@ -6,6 +6,7 @@ the objects that it names are there and nothing else, each with its own words. S
 "a red balloon" is wrong beside a fox, or where something is that cannot be told.
 """
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -15,6 +16,7 @@ from minisd.world.scenes import Object, Scene
 from minisd.world.words import PLACES
 
 AS_IT_IS = "natural"  # the colour of an emoji in its own colours that no word names
+MIDDLE = (0.4, 0.6)  # of the width; the world puts what is in the middle at 0.44 to 0.56, and what is not beyond 0.35
 MOST = 6  # objects that are paired with what was told: noise may have dozens
 WORDS = ("count", "noun", "colour", "pattern", "size", "relation", "place", "ground")
 
@@ -95,8 +97,8 @@ def fitting(seen: Object, thing: Thing) -> Iterator[tuple[str, bool]]:
 
 
 def lies(place: str, seen: Object) -> bool:
-    """Whether the centre of an object lies in that ninth of the picture."""
-    return (int(3 * seen.x), int(3 * seen.y)) == PLACES[place]
+    """Whether the centre of an object lies in that place: left, in the middle, right; top, in the middle, bottom."""
+    return tuple(bisect(MIDDLE, at) for at in (seen.x, seen.y)) == PLACES[place]
 
 
 def kindness(verdict: dict[str, bool]) -> tuple[int, bool]:
