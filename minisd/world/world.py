@@ -6,12 +6,13 @@ have seen. The same vocabulary at every size of picture.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from minisd.world.captions import caption
@@ -33,14 +34,22 @@ LOST = 0.3  # share of an object's pixels that may be
 class World:
     """Pictures and captions by index."""
 
-    def __init__(self, recipe: WorldRecipe, size: int = 64, device: torch.device | str = "cpu") -> None:
-        """A world of pictures `size` pixels square, drawn on a device.
+    def __init__(
+        self,
+        recipe: WorldRecipe,
+        size: int = 64,
+        device: torch.device | str = "cpu",
+        pictures: Mapping[str, Image.Image] | None = None,
+    ) -> None:
+        """A world of pictures `size` pixels square, drawn on a device. `pictures` are its emoji by noun, square RGBA;
+        None: those of the recipe's font.
 
         Raises:
             ValueError: emoji are wanted and the font cannot be used.
         """
         self.recipe, self.size, self.device = recipe, size, torch.device(device)
-        self.sprites = Sprites(emoji_pictures(recipe.emoji, recipe.font), recipe.patterns)
+        emoji = emoji_pictures(recipe.emoji, recipe.font) if pictures is None else pictures
+        self.sprites = Sprites(emoji, recipe.patterns)
         self.grounds = tuple(ground for kind in recipe.grounds for ground in GROUNDS[kind])
         clear = standing_out(self.sprites, self.grounds)
         self.vocabulary = Vocabulary(
