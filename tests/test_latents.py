@@ -18,7 +18,8 @@ NEVER = float("inf")
 
 @pytest.fixture
 def vae(monkeypatch: pytest.MonkeyPatch) -> VAE:
-    monkeypatch.setattr(latents, "PIXELS", 2 * 8 * 8)  # two pictures at a time, 128 in a file
+    monkeypatch.setattr(latents, "BATCHES", 2)
+    monkeypatch.setattr(latents, "BATCH", 4)
     torch.manual_seed(0)
     return VAE(VAEConfig(channels=(8, 8), blocks_per_level=1, groups=4, scale_factor=0.5)).eval()
 
@@ -38,17 +39,17 @@ class Pictures:
 
 def test_latents_are_the_posteriors_means_in_order_and_made_once(vae: VAE, tmp_path: Path) -> None:
     shown = Pictures()
-    made = cached_latents(tmp_path, vae, 300, shown, "world", NEVER)
+    made = cached_latents(tmp_path, vae, 20, shown, "world", NEVER)
     with torch.no_grad():
-        wanted = vae.encode(Pictures().pictures(range(300)))[0]
-    assert made.shape == (300, 4, 4, 4) and made.dtype == torch.float16
+        wanted = vae.encode(Pictures().pictures(range(20)))[0]
+    assert made.shape == (20, 4, 4, 4) and made.dtype == torch.float16
     assert (made - wanted).abs().max() < 1e-3 * wanted.abs().max()  # half a unit of fp16's last place
-    assert torch.equal(cached_latents(tmp_path, vae, 300, shown, "world", NEVER), made)
-    assert torch.equal(cached_latents(tmp_path, vae, 130, shown, "world", NEVER), made[:130])
-    assert shown.asked == list(range(300))
-    longer = cached_latents(tmp_path, vae, 306, shown, "world", NEVER)
-    assert torch.equal(longer[:300], made) and len(longer) == 306
-    assert shown.asked[300:] == list(range(256, 306))  # the last file was not full
+    assert torch.equal(cached_latents(tmp_path, vae, 20, shown, "world", NEVER), made)
+    assert torch.equal(cached_latents(tmp_path, vae, 9, shown, "world", NEVER), made[:9])
+    assert shown.asked == list(range(20))
+    longer = cached_latents(tmp_path, vae, 26, shown, "world", NEVER)
+    assert torch.equal(longer[:20], made) and len(longer) == 26
+    assert shown.asked[20:] == list(range(16, 26))  # the last file was not full
 
 
 def test_what_another_vae_or_other_pictures_left_is_made_anew(vae: VAE, tmp_path: Path) -> None:
@@ -65,10 +66,10 @@ def test_what_was_cut_off_goes_on_with_the_next_file(vae: VAE, tmp_path: Path) -
     shown = Pictures()
     for _ in range(2):
         with pytest.raises(Stopped, match="goes on with the next file"):
-            cached_latents(tmp_path, vae, 300, shown, "world", now() - 1)
-    made = cached_latents(tmp_path, vae, 300, shown, "world", NEVER)
-    assert shown.asked == list(range(300))
-    assert torch.equal(made, cached_latents(tmp_path / "other", vae, 300, Pictures(), "world", NEVER))
+            cached_latents(tmp_path, vae, 20, shown, "world", now() - 1)
+    made = cached_latents(tmp_path, vae, 20, shown, "world", NEVER)
+    assert shown.asked == list(range(20))
+    assert torch.equal(made, cached_latents(tmp_path / "other", vae, 20, Pictures(), "world", NEVER))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

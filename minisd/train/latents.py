@@ -1,7 +1,7 @@
 """The latents of the training pictures, made once.
 
 In: the trained VAE and the pictures. Out: posterior means in fp16, (count, c, h, w), kept in the run folder in files of
-64 batches each. A file is whole or not there, so what was interrupted goes on with the next one, and many
+`BATCHES` batches each. A file is whole or not there, so what was interrupted goes on with the next one, and many
 processes take turns. Each tells by which VAE it was made; those of another one are made anew.
 """
 
@@ -20,7 +20,8 @@ from . import processes
 from .data import Examples
 from .stop import Stopped, now
 
-PIXELS = 1 << 20  # that the encoder reads at a time: 64 pictures of 128 x 128, or 4 of 512 x 512
+BATCH, PIXELS = 64, 1 << 20  # that the encoder reads at a time, at most: 64 pictures of 128 x 128, or 4 of 512 x 512
+BATCHES = 64  # in a file
 
 
 def cached_latents(folder: Path, vae: VAE, count: int, examples: Examples, source: str, until: float) -> Tensor:
@@ -33,8 +34,8 @@ def cached_latents(folder: Path, vae: VAE, count: int, examples: Examples, sourc
     Raises:
         Stopped: the time is over; the files made so far are kept.
     """
-    tag, batch = fingerprint(vae, source), max(1, min(64, PIXELS // examples.size**2))
-    shard = 64 * batch
+    tag, batch = fingerprint(vae, source), max(1, min(BATCH, PIXELS // examples.size**2))
+    shard = BATCHES * batch
     parts = [(folder / f"{i:08d}.safetensors", range(i, min(i + shard, count))) for i in range(0, count, shard)]
     missing = [part for part in parts if not covers(*part, tag)]
     processes.wait()  # nobody writes before all have looked
