@@ -16,6 +16,10 @@ from .data import Examples, batch_indices
 from .loop import generator
 from .recipe import VaeRecipe
 
+# L1 is smooth below two grey levels. Its gradient is a sign, and in flat ground it was the rounding that decided which:
+# two processes were off from one by up to 4e-4 of the loss after 50 steps, and are by 1e-6.
+SOFT = 4 / 255
+
 
 class VaeStage:
     """L1 and squared error on pixels, L1 on their differences (edges), and a light KL term."""
@@ -49,8 +53,8 @@ class VaeStage:
         recipe = self.recipe
         mean, logvar = (x.float() for x in self.module.encode(images))
         out = self.module.decode(mean + noise * (logvar / 2).exp()).float()
-        pixel = F.l1_loss(out, images)
-        edge = sum(F.l1_loss(out.diff(dim=d), images.diff(dim=d)) for d in (2, 3))
+        pixel = F.smooth_l1_loss(out, images, beta=SOFT)
+        edge = sum(F.smooth_l1_loss(out.diff(dim=d), images.diff(dim=d), beta=SOFT) for d in (2, 3))
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         square = F.mse_loss(out, images)  # L1 alone is slow to see that there is anything but background
         errors = (out.detach().clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
