@@ -10,7 +10,7 @@ from tiny_world import tiny_world
 from minisd.train.judge import JudgeStage, Truth, losses, unseen, write_judge
 from minisd.train.loop import advance, attempt, begin
 from minisd.train.recipe import JudgeRecipe
-from minisd.train.wear import bent, blurred, worn
+from minisd.train.wear import bent, blurred, nothing, worn
 from minisd.world.accuracy import accuracy
 from minisd.world.judge import EXTENT, Answers, in_words, load, name
 from minisd.world.known import vocabulary
@@ -172,13 +172,12 @@ def test_a_few_seconds_teach_it_where_things_are_and_most_of_what_they_are(taugh
     assert shares["found"] > 0.8 and shares["noun"] > 0.45 and shares["colour"] > 0.3, shares
 
 
-def test_noise_and_emptiness_pass_for_nothing(taught: JudgeStage, world: World) -> None:
-    draw = torch.Generator().manual_seed(0)
-    noise = [torch.rand(20, channels, 48, 48, generator=draw).expand(20, 3, 48, 48) * 2 - 1 for channels in (1, 3)]
-    empty = torch.ones(1, 3, 48, 48)
-    scenes = world.scenes(range(40))
-    for reading in taught.module.read(torch.cat([*noise, empty])):
-        assert not any(mark(reading, told(scene, ()))["all"] for scene in scenes)
+def test_what_shows_nothing_is_seldom_taken_for_something(taught: JudgeStage) -> None:
+    """Plain pictures never; patches in at most a fifth of the pictures, after so short a time."""
+    plain = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(3, 3, 48, 48)
+    assert not any(reading.objects for reading in taught.module.read(plain))
+    patches = taught.module.read(nothing(40, 48, torch.Generator().manual_seed(0)))
+    assert sum(any(item.noun != UNCLEAR for item in reading.objects) for reading in patches) <= 8
 
 
 def test_it_is_written_small_and_reads_the_same_from_its_file(taught: JudgeStage, world: World, tmp_path: Path) -> None:
@@ -214,6 +213,8 @@ def test_the_real_recipes_judge_fits_in_four_megabytes() -> None:
     grounds = tuple(ground for kind in GROUNDS.values() for ground in kind)
     for path in (Path(__file__).parent.parent / "configs/train").glob("*.toml"):
         recipe = Recipe.load(path)
+        if recipe.size is None:  # no world: a model's own pictures
+            continue
         words = Words(tuple(EMOJI), {}, grounds, recipe.size, recipe.judge.widths, recipe.judge.feature)
         with torch.device("meta"):
             judge = Judge(words)

@@ -18,8 +18,8 @@ NEVER = float("inf")
 
 @pytest.fixture
 def vae(monkeypatch: pytest.MonkeyPatch) -> VAE:
-    monkeypatch.setattr(latents, "SHARD", 8)
-    monkeypatch.setattr(latents, "BATCH", 3)
+    monkeypatch.setattr(latents, "BATCHES", 2)
+    monkeypatch.setattr(latents, "BATCH", 4)
     torch.manual_seed(0)
     return VAE(VAEConfig(channels=(8, 8), blocks_per_level=1, groups=4, scale_factor=0.5)).eval()
 
@@ -27,10 +27,12 @@ def vae(monkeypatch: pytest.MonkeyPatch) -> VAE:
 class Pictures:
     """Each picture by its number; keeps those it was asked for."""
 
+    size = 8
+
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def __call__(self, indices: Sequence[int]) -> Tensor:
+    def pictures(self, indices: Sequence[int]) -> Tensor:
         self.asked += indices
         return torch.stack([torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(i)) for i in indices])
 
@@ -39,7 +41,7 @@ def test_latents_are_the_posteriors_means_in_order_and_made_once(vae: VAE, tmp_p
     shown = Pictures()
     made = cached_latents(tmp_path, vae, 20, shown, "world", NEVER)
     with torch.no_grad():
-        wanted = vae.encode(Pictures()(range(20)))[0]
+        wanted = vae.encode(Pictures().pictures(range(20)))[0]
     assert made.shape == (20, 4, 4, 4) and made.dtype == torch.float16
     assert (made - wanted).abs().max() < 1e-3 * wanted.abs().max()  # half a unit of fp16's last place
     assert torch.equal(cached_latents(tmp_path, vae, 20, shown, "world", NEVER), made)

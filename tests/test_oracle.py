@@ -6,10 +6,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from minisd.train.evaluate import SHAPES
 from PIL import Image, ImageFilter
 from test_world import CIRCLE, SCENE, SQUARE
 
+from minisd.eval.evaluate import SHAPES
 from minisd.image import to_pil
 from minisd.world.oracle import UNCLEAR, judge, label, nearest, read
 from minisd.world.scenes import SPLITS, Scene

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_font import GREEN, TOYS, write_font
+from toy_font import GREEN, TOYS, picture, write_font
 
 from minisd.cli import main
 from minisd.world.colour import lab
@@ -115,6 +115,22 @@ def test_an_emoji_of_one_colour_is_called_by_it_and_has_no_such_hue(toys: Sprite
     assert toys.own == {"fox": "orange", "frog": "green", "butterfly": "red"}
     assert all(own not in toys.nouns[noun] for noun, own in toys.own.items())
     assert set(toys.nouns["cat"]) == set(toys.nouns["panda"]) == set(TINTS)
+
+
+def test_a_hue_too_near_to_an_emoji_is_left_out_though_it_is_no_name_for_it() -> None:
+    """A brown box is none of the colours, and an orange one would look the same (20 apart; the next is 42)."""
+    parts = (("rectangle", (0, 0, 1, 1), (205, 120, 45)), ("rectangle", (0.3, 0.3, 0.6, 0.6), (120, 80, 40)))
+    sprites = Sprites({"box": picture(*parts)})
+    assert sprites.own == {} and set(sprites.nouns["box"]) == set(TINTS) - {"orange"}
+
+
+@pytest.mark.parametrize("width, told", [(0.3, False), (0.6, True)])
+def test_forms_need_a_part_that_differs(width: float, told: bool) -> None:
+    """Two discs, one with a darker spot of this width: of the smaller spot its hues do not make two things."""
+    low, high = 0.5 - width / 2, 0.5 + width / 2
+    spotted = picture(("ellipse", (0, 0, 1, 1), GREEN), ("ellipse", (low, low, high, high), (20, 80, 30)))
+    sprites = Sprites({"coin": picture(("ellipse", (0, 0, 1, 1), (250, 205, 60))), "button": spotted})
+    assert bool(sprites.nouns["button"]) == told and sprites.nouns["coin"]
 
 
 @pytest.mark.parametrize("colour", TINTS)

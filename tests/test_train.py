@@ -30,6 +30,7 @@ def tiny_recipe() -> Recipe:
         clip=dataclasses.replace(recipe.clip, steps=4, width=32, layers=1, **SHORT),
         vae=dataclasses.replace(recipe.vae, steps=4, **SHORT),
         unet=dataclasses.replace(recipe.unet, steps=4, latents=8, **SHORT),
+        judge=dataclasses.replace(recipe.judge, steps=4, widths=(8, 16, 24), feature=16, **SHORT),
     )
 
 

@@ -329,7 +329,12 @@ def test_a_recipe_chooses_what_there_is() -> None:
     assert {scene.background for scene in scenes} == {*PLAIN, "sea"}
     assert {item.pattern for scene in scenes for item in scene.objects} == {"plain", "striped"}
     assert {item.noun for scene in scenes for item in scene.objects} == set(SHAPES)
-    for words in ({"patterns": ("plain", "furry")}, {"grounds": ("lava",)}, {"shapes": 0.0}):
+    for words in (
+        {"patterns": ("plain", "furry")},
+        {"patterns": ("striped",)},
+        {"grounds": ("lava",)},
+        {"shapes": 0.0},
+    ):
         with pytest.raises(ValueError, match=f"world.{next(iter(words))}"):
             WorldRecipe(**words)
     folder = Path(__file__).parent.parent / "configs/train"

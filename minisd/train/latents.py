@@ -1,11 +1,11 @@
 """The latents of the training pictures, made once.
 
 In: the trained VAE and the pictures. Out: posterior means in fp16, (count, c, h, w), kept in the run folder in files of
-`SHARD` pictures each. A file is whole or not there, so what was interrupted goes on with the next one, and many
+`BATCHES` batches each. A file is whole or not there, so what was interrupted goes on with the next one, and many
 processes take turns. Each tells by which VAE it was made; those of another one are made anew.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,33 +17,25 @@ from tqdm import tqdm
 from ..nn.vae import VAE
 from ..weights.write import write_tensors
 from . import processes
+from .data import Examples
 from .stop import Stopped, now
 
-SHARD = 4096  # pictures in a file
-BATCH = 64  # pictures the encoder reads at a time
+BATCH, PIXELS = 64, 1 << 20  # that the encoder reads at a time, at most: 64 pictures of 128 x 128, or 4 of 512 x 512
+BATCHES = 64  # in a file
 
 
-def cached_latents(
-    folder: Path,
-    vae: VAE,
-    count: int,
-    pictures: Callable[[Sequence[int]], Tensor],
-    source: str,
-    until: float,
-    fewer: int = 1,
-) -> Tensor:
+def cached_latents(folder: Path, vae: VAE, count: int, examples: Examples, source: str, until: float) -> Tensor:
     """Posterior means of the first `count` training pictures, fp16 (count, c, h, w).
 
     Args:
-        pictures: indices -> (b, 3, H, W) in [-1, 1].
         source: what the pictures are, in words that change when they do.
         until: as in `loop.run`.
-        fewer: pictures so many times as large come so many times fewer at a time, and in a file.
 
     Raises:
         Stopped: the time is over; the files made so far are kept.
     """
-    tag, batch, shard = fingerprint(vae, source), max(BATCH // fewer, 1), max(SHARD // fewer, 1)
+    tag, batch = fingerprint(vae, source), max(1, min(BATCH, PIXELS // examples.size**2))
+    shard = BATCHES * batch
     parts = [(folder / f"{i:08d}.safetensors", range(i, min(i + shard, count))) for i in range(0, count, shard)]
     missing = [part for part in parts if not covers(*part, tag)]
     processes.wait()  # nobody writes before all have looked
@@ -52,7 +44,7 @@ def cached_latents(
         if mine is not None:
             path, indices = mine
             batches = (indices[i : i + batch] for i in range(0, len(indices), batch))
-            latents = torch.cat([encoded(vae, pictures(some)) for some in batches])
+            latents = torch.cat([encoded(vae, examples.pictures(some)) for some in batches])
             write_tensors(path, {"latents": latents}, {"made": tag})
         if processes.together(now() > until):
             raise Stopped("latents: stopped; the same command goes on with the next file")

@@ -89,8 +89,7 @@ class Run:
         examples = self.examples
         source = examples.key if isinstance(examples, Folder) else f"{self.recipe.world} {examples.size}"
         count = min(most, examples.distinct or most) if isinstance(examples, Folder) else most
-        fewer = max(1, examples.size**2 // 128**2)
-        return cached_latents(self.folder / "latents", vae, count, examples.pictures, source, self.until, fewer)
+        return cached_latents(self.folder / "latents", vae, count, examples, source, self.until)
 
     def followed(self, name: str) -> dict:
         """What a stage depends on: a part of the recipe, and the pictures."""

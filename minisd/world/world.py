@@ -41,10 +41,11 @@ class World:
         device: torch.device | str = "cpu",
         pictures: Mapping[str, Image.Image] | None = None,
     ) -> None:
-        """`pictures` are the emoji by noun, square RGBA; None: those of the recipe's font.
+        """A world of pictures `size` pixels square, drawn on a device. `pictures` are its emoji by noun, square RGBA;
+        None: those of the recipe's font.
 
         Raises:
-            ValueError: the font cannot be used.
+            ValueError: emoji are wanted and the font cannot be used.
         """
         self.recipe, self.size, self.device = recipe, size, torch.device(device)
         emoji = emoji_pictures(recipe.emoji, recipe.font) if pictures is None else pictures
