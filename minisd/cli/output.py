@@ -139,4 +139,5 @@ def save_sheet(sheet: Any, args: argparse.Namespace, seed: str | int) -> Path:
 def show(path: Path) -> None:
     """The path of a finished picture on stdout, at once."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    print(str(path).encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    line = f"{path}\n".encode(encoding, "backslashreplace").decode(encoding)
+    print(line, end="", flush=True)  # in one write: many processes share one stdout, which may have no buffer
