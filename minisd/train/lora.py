@@ -99,15 +99,16 @@ def factors(module: nn.Module) -> list[nn.Parameter]:
 
 
 def base_of(source: dict[str, Any], recipe: LoraRecipe, device: torch.device) -> Model:
-    """The model to train for, loaded to stay as it is.
+    """The model to train for, loaded to stay as it is; its VAE, which is asked once for each picture, in fp32.
 
     Raises:
         ValueError: there is no such model, or its UNet is for inpainting.
     """
     model = load(**source, device=str(device), dtype=recipe.base)
-    if model.runtime.dtype == torch.float16:  # what gradients come to lies below its range
-        for part in (model.unet, model.text, model.vae):
-            part.float()
+    model.vae.float()
+    if model.runtime.dtype == torch.float16:  # gradients fall below its range
+        model.unet.float()
+        model.text.float()
         model.runtime = replace(model.runtime, dtype=torch.float32)
     check_drawing(model.config, model.config.name)
     return model
