@@ -174,7 +174,7 @@ def write_judge(stage: JudgeStage, weights: Mapping[str, Tensor], folder: Path, 
     save(folder / "judge.safetensors", judge, told, torch.cat(features))
     print(f"judge: {seen.line()}")
     for drawn, read, count in seen.confused[:12]:
-        print(f"judge: {count} times {drawn} was read as {read}")
+        print(f"judge: {drawn} was read as {read} {count} times")
 
 
 def losses(answers: Answers, truth: Truth) -> dict[str, Tensor]:
