@@ -14,7 +14,7 @@ from .config import VERSION as __version__
 from .config import Config
 
 # Where each public name lives: read on first use, so that `import minisd` does not load torch.
-_HOMES = {"load": ".weights.load", "generate": ".pipeline", "sample": ".pipeline", "Model": ".pipeline"}
+_HOMES = {"load": ".weights.load", "generate": ".pipeline", "sample": ".pipeline", "Model": ".model"}
 
 __all__ = ["Config", "Model", "__version__", "generate", "load", "sample"]
 

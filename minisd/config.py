@@ -2,55 +2,24 @@
 
 In: numbers (widths, depths, names). Out: a `Config` that every other module reads and none changes.
 One UNet, one CLIP and one VAE class serve every family; the differences stand here and nowhere else.
-No torch in this file: the command line checks its flags against these names before torch is imported.
+No torch in this file: the command line checks its flags before torch is imported.
 
 The dimension key used everywhere: b batch, c channels, h w latent height and width, n = h*w tokens,
 l text tokens, e text width, m heads, d head width.
 """
 
 import dataclasses
-import difflib
 import json
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-VERSION = "0.1.0"
-SAMPLER_NAMES = (
-    *("ddim", "ddpm", "euler", "euler_a", "heun", "restart", "dpm2", "dpm2_a", "dpmpp_2s_a", "dpmpp_sde", "plms"),
-    *("lms", "deis", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_3m_sde", "unipc", "lcm", "tcd"),
-)
-SCHEDULE_NAMES = (
-    *("linspace", "leading", "trailing", "lcm", "karras", "exponential", "polyexponential", "normal", "sgm_uniform"),
-    *("simple", "ddim_uniform", "beta", "kl_optimal", "align_your_steps", "align_your_steps_sdxl"),
-)
-PREDICTION_NAMES = ("eps", "v", "x0")
-NOISE_NAMES = ("linear", "scaled_linear")
-ACTIVATION_NAMES = ("quick_gelu", "gelu")
+from .names import ACTIVATION_NAMES, NOISE_NAMES, PREDICTION_NAMES, SAMPLER_NAMES, SCHEDULE_NAMES, check, one_of, shown
 
+VERSION = "0.1.0"
 MAX_WIDTH = 8192  # no published model is wider; a config may not ask for terabytes
 MAX_DEPTH = 64
-
-
-def check(ok: bool, message: str) -> None:
-    """Raise ValueError(message) unless `ok`."""
-    if not ok:
-        raise ValueError(message)
-
-
-def shown(value: object) -> str:
-    """A bad value for a message: as Python writes it, the middle of a long one left out."""
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:80]} ... {text[-20:]}"
-
-
-def one_of(name: str, value: str, choices: typing.Iterable[str]) -> None:
-    """Raise a ValueError that shows the bad value, the nearest choice and all of them."""
-    choices = tuple(choices)
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    check(value in choices, f"unknown {name} {shown(value)}: {hint}choose from {', '.join(choices)}")
 
 
 @dataclass(frozen=True)

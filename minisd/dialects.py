@@ -7,12 +7,23 @@ the other in https://github.com/leejet/stable-diffusion.cpp (examples/common/com
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from . import settings
 from .config import Config, check
-from .infotext import EMPHASIS_LABELS, SAMPLER_LABELS, SCHEDULE_LABELS, UPSCALE_LABELS, parse
+from .infotext import (
+    EMPHASIS_LABELS,
+    LEFT_OUT,
+    OWN_FIELDS,
+    SAMPLER_LABELS,
+    SCHEDULE_LABELS,
+    UPSCALE_LABELS,
+    name_of,
+    parse,
+)
 
 
 @dataclass(frozen=True)
@@ -50,21 +61,21 @@ def of_text(text: str, config: Config | None = None) -> Reading:
     sheet.read_numbers()
     DIALECTS[source](sheet)
     told = {"model": sheet.left.pop("Model", ""), "model_sha256": sheet.left.pop("Model hash", ""), "version": version}
-    made = {key: value for key, value in told.items() if value} | sheet.pictures
+    made = {key: value for key, value in told.items() if value} | sheet.made
     names = [f"{key} {value}" if key in NAMED else key for key, value in sheet.left.items()]
     ignored, notes = (*sheet.tags, *names), tuple(sheet.notes)
-    return Reading(source, sheet.prompt, sheet.negative or None, sheet.options, made, ignored, notes)
+    return Reading(source, sheet.prompt, sheet.negative, sheet.options, made, ignored, notes)
 
 
 class Sheet:
     """A text on its way: each field that is understood goes from `left` into `options`."""
 
-    def __init__(self, prompt: str, negative: str, left: dict[str, str], config: Config | None) -> None:
+    def __init__(self, prompt: str, negative: str | None, left: dict[str, str], config: Config | None) -> None:
         self.prompt, self.negative, self.left, self.config = prompt, negative, left, config
         self.options: dict[str, Any] = {}
         self.notes: list[str] = []
         self.tags: list[str] = []
-        self.pictures: dict[str, Any] = {}  # those it was drawn from, of which the text says nothing else
+        self.made: dict[str, Any] = {}  # how else it was drawn; of pictures it was drawn from, that they were there
 
     def read_numbers(self) -> None:
         """What every tool writes alike. Noise of a GPU cannot be drawn here."""
@@ -100,9 +111,9 @@ class Sheet:
             self.notes.append(f"its brackets are emphasis there ({label}), plain text here")
 
     def take_tags(self) -> None:
-        """<lora:name:weight> is an order to the tool, not a part of the prompt."""
+        """<lora:name:weight> is an order to the tool, not a part of the prompt. Without a negative one: the model's."""
         self.tags = TAG.findall(self.prompt + self.negative)
-        self.prompt, self.negative = (TAG.sub("", text) for text in (self.prompt, self.negative))
+        self.prompt, self.negative = TAG.sub("", self.prompt), TAG.sub("", self.negative) or None
 
 
 def of_a1111(sheet: Sheet) -> None:
@@ -161,10 +172,10 @@ def take_pictures(sheet: Sheet) -> None:
         sheet.take("Denoising strength", "hires_strength", strength)
     elif strength is not None and not any(key.startswith("Hires") for key in left):
         sheet.take("Denoising strength", "strength", strength)
-        sheet.pictures["image"] = {}
+        sheet.made["image"] = {}
         if "Mask blur" in left:
             sheet.take("Mask blur", "mask_blur", decimal(left["Mask blur"]))
-            sheet.pictures["mask"] = {}
+            sheet.made["mask"] = {}
 
 
 def take_ways(sheet: Sheet) -> None:
@@ -176,14 +187,37 @@ def take_ways(sheet: Sheet) -> None:
 
 
 def of_minisd(sheet: Sheet) -> None:
-    """minisd's own text, of a file that has lost its JSON."""
+    """minisd's own text, of a file that has lost its JSON: nothing is left to the model, whichever is to draw it."""
     sheet.take_name("Sampler", "sampler", name_of(sheet.left.get("Sampler", ""), SAMPLER_LABELS))
     sheet.take_name("Schedule type", "schedule", name_of(sheet.left.get("Schedule type", ""), SCHEDULE_LABELS))
     sheet.take("Clip skip", "clip_skip", whole(sheet.left.get("Clip skip", "1")))
     sheet.take("Eta", "eta", decimal(sheet.left.get("Eta", "")))
-    take_pictures(sheet)
-    sheet.take_noise("CPU", "CPU")
     sheet.take_emphasis()
+    sheet.take_noise("CPU", "CPU")
+    take_pictures(sheet)
+    take_own_fields(sheet)
+    if "VAE" in sheet.left:
+        sheet.made["vae"] = sheet.left.pop("VAE")
+
+
+def take_own_fields(sheet: Sheet) -> None:
+    """What minisd writes under the recipe's own names."""
+    sheet.negative = None if sheet.left.pop("negative", "") == "zeros" else sheet.negative
+    for key in OWN_FIELDS:
+        said = sheet.left.get(key)
+        value = LEFT_OUT.get(key) if said is None else READ.get(key, str)(said)
+        if key in CHOICES:
+            sheet.take_name(key, key, value)
+        elif key in settings.Options.__annotations__:
+            sheet.take(key, key, value)
+        elif value is not None:
+            sheet.made[key] = value
+            sheet.left.pop(key, None)
+    if "hires_steps" in sheet.options:
+        sheet.left.pop("Hires steps", None)  # the same, less exact
+    if {"strength", "outpaint"} & {*sheet.options, *sheet.made}:
+        sheet.made.setdefault("image", {})
+        sheet.notes.append("its text does not say which picture it was drawn from: only that one gives it again")
 
 
 def of_sdcpp(sheet: Sheet) -> None:
@@ -203,16 +237,15 @@ def of_sdcpp(sheet: Sheet) -> None:
     take_ways(sheet)
 
 
-def name_of(label: str, labels: dict[str, str]) -> str | None:
-    """The name of a label: of several the one spelled like it, else the last (others borrow a label before it)."""
-    said = label.lower()
-    names = [name for name, label in labels.items() if said in (label.lower(), name.replace("_", " "))]
-    return max(reversed(names), key=lambda name: name.replace("_", " ") == said, default=None)
-
-
 def whole(text: str) -> int | None:
     """A whole number in ASCII digits."""
     return int(text) if re.fullmatch(r"[0-9]{1,30}", text) else None
+
+
+def several(text: str, kind: Callable[[str], Any]) -> list[Any] | None:
+    """Numbers as Python writes a list of them."""
+    values = [kind(part.strip()) for part in text.removeprefix("[").removesuffix("]").split(",")]
+    return None if None in values else values
 
 
 def decimal(text: str) -> float | None:
@@ -231,12 +264,18 @@ NUMBERS = {
     "Variation seed": ("variation_seed", whole),
     "Variation seed strength": ("variation_strength", decimal),
 }
+READ = {  # of infotext.OWN_FIELDS; the others are text
+    **dict.fromkeys(("guidance_rescale", "dynamic_threshold", "strength", "mask_blur"), decimal),
+    **{"hires_steps": whole, "guidance_interval": partial(several, kind=decimal)},
+    "outpaint": partial(several, kind=whole),
+}
 CHOICES = {
     "sampler": settings.SAMPLER_NAMES,
     "schedule": settings.SCHEDULE_NAMES,
     "emphasis": settings.EMPHASIS_NAMES,
     "long_prompt": settings.LONG_PROMPT_NAMES,
     "start_scale": settings.START_NAMES,
+    "vae_tiling": settings.TILING_NAMES,
 }
 AUTOMATIC = {  # the schedule that samplers of AUTOMATIC1111 have of their own; the others: Uniform, our normal
     **dict.fromkeys(("dpmpp_2m", "dpmpp_sde", "dpmpp_2s_a", "dpm2", "dpm2_a", "restart"), "karras"),

@@ -1,7 +1,7 @@
 """AUTOMATIC1111's `parameters` text, which many tools write and read: made of a recipe, and taken apart again.
 
 In: a recipe as plain data, or a text by anyone. Out: the text, or its prompts and fields. This is syntax; what another
-tool's fields mean stands in recipe.py.
+tool's fields mean stands in dialects.py.
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/blob/master/modules/processing.py (create_infotext)
 
     the prompt, on as many lines as it has
@@ -94,13 +94,13 @@ def end_of_value(line: str, at: int) -> int:
 def recipe_text(recipe: dict[str, Any]) -> str:
     """A picture's recipe as such a text: AUTOMATIC1111's fields in its order, what is at its default there left out.
 
+    What it has no field for follows under the recipe's own names, so that the text alone draws the picture again.
     Noise is always drawn on the CPU.
     """
     get = recipe.get
-    prompts = recipe["prompt"], get("negative_prompt") or ""
-    weighted = any(mark in text for text in prompts for mark in "([")
-    strength = get("hires_strength") if get("hires") else get("strength") if get("image") else None
-    again = int(get("hires_steps", 0) * strength) if get("hires") and get("hires_steps") else None  # those that are run
+    twice = get("hires") is not None
+    strength = get("hires_strength") if twice else get("strength") if get("image") else None
+    again = int(get("hires_steps", 0) * strength) if twice and get("hires_steps") else None  # those that are run
     fields = {
         "Steps": recipe["steps"],
         "Sampler": SAMPLER_LABELS.get(recipe["sampler"], recipe["sampler"]),
@@ -117,14 +117,34 @@ def recipe_text(recipe: dict[str, Any]) -> str:
         "Mask blur": get("mask_blur") if get("mask") else None,
         "Clip skip": recipe["clip_skip"] if recipe["clip_skip"] != 1 else None,
         "RNG": "CPU",
-        "Emphasis": EMPHASIS_LABELS.get(get("emphasis")) if weighted and get("emphasis") != "a1111" else None,
+        "Emphasis": EMPHASIS_LABELS.get(get("emphasis")) if get("emphasis") != "a1111" else None,
         "Hires upscale": get("hires"),
         "Hires steps": again,
-        "Hires upscaler": UPSCALE_LABELS.get(get("hires_upscale")) if get("hires") else None,
+        "Hires upscaler": UPSCALE_LABELS.get(get("hires_upscale")) if twice else None,
         "Eta": get("eta"),
+        **own_fields(recipe),
         "Version": f"minisd {get('minisd', VERSION)}",
     }
+    prompts = recipe["prompt"], get("negative_prompt") or ""
     return write(Infotext(*prompts, {k: plain(v) for k, v in fields.items() if v not in (None, "")}))
+
+
+def own_fields(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What AUTOMATIC1111 has no field for, or says in too few words, where it is not what LEFT_OUT says."""
+    get, told = recipe.get, {key: recipe.get(key) for key in OWN_FIELDS}
+    label = SCHEDULE_LABELS.get(recipe["schedule"])
+    told["schedule"] = recipe["schedule"] if label and name_of(label, SCHEDULE_LABELS) != recipe["schedule"] else None
+    told["strength"] = get("strength") if get("image") and get("hires") is not None else None  # of the first run
+    told["mask_blur"] = get("mask_blur") if get("outpaint") else None
+    told["negative"] = "zeros" if get("negative_prompt", "") is None else None
+    return {key: value for key, value in told.items() if value != LEFT_OUT.get(key)}
+
+
+def name_of(label: str, labels: dict[str, str]) -> str | None:
+    """The name of a label: of several the one spelled like it, else the last (others borrow a label before it)."""
+    said = label.lower()
+    names = [name for name, label in labels.items() if said in (label.lower(), name.replace("_", " "))]
+    return max(reversed(names), key=lambda name: name.replace("_", " ") == said, default=None)
 
 
 def plain(value: Any) -> str:
@@ -154,3 +174,19 @@ SCHEDULE_LABELS = {  # the first three have none of their own: the nearest, whic
 }
 EMPHASIS_LABELS = {"a1111": "Original", "no-norm": "No norm", "comfy": "Comfy", "off": "None"}
 UPSCALE_LABELS = {"latent": "Latent", "picture": "Lanczos"}
+OWN_FIELDS = (
+    *(
+        "schedule",
+        "guidance_rescale",
+        "guidance_interval",
+        "dynamic_threshold",
+        "start_scale",
+        "long_prompt",
+        "strength",
+    ),
+    *("mask_blur", "outpaint", "hires_steps", "vae_tiling", "negative", "device", "dtype", "prediction", "variant"),
+    *("ema", "revision", "loras", "embeddings"),
+)
+LEFT_OUT = {  # what a text by minisd means that does not say it
+    **{"guidance_rescale": 0.0, "long_prompt": "chunk", "vae_tiling": "auto", "device": "cpu", "dtype": "float32"},
+}

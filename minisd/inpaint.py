@@ -27,6 +27,7 @@ from .settings import HIRES, Options, Settings, resolve
 log = logging.getLogger("minisd")
 
 Picture = Image | Tensor | None
+FARTHEST = 2.0  # of pixels that a VAE decoded and nobody cut off
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,11 @@ def told_channels(vae: VAE, settings: Settings, pixels: Tensor | None, area: Ten
 def read_image(
     image: Image | Tensor, config: Config, settings: Settings, count: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(pixels, None) or (None, latents), float32."""
+    """(pixels, None) or (None, latents), float32.
+
+    Raises:
+        ValueError: a shape that does not fit, or numbers that are no picture.
+    """
     if isinstance(image, Image):
         return to_tensor(fit(image, settings.width, settings.height)), None
     check(isinstance(image, Tensor), f"image must be a PIL image or a tensor, not {type(image).__name__}")
@@ -167,7 +172,18 @@ def read_image(
     number = "1" if count == 1 else f"1 or {count}"
     fits = shape[1:] in (pixels, latents) and shape[0] in (1, count)
     check(fits, f"the image must be {number} of the shape {pixels} in pixels, or {latents} in latents, not {shape}")
-    return (image.float(), None) if shape[1:] == pixels else (None, image.float())
+    check_numbers("image", image)
+    if shape[1:] != pixels:
+        return None, image.float()
+    far = float(image.abs().max())
+    check(far <= FARTHEST, f"the image must be in -1..1, black to white, and goes to {far:g}: 0..255 is x / 127.5 - 1")
+    return image.float(), None
+
+
+def check_numbers(what: str, values: Tensor) -> None:
+    """Refuse a tensor of whole numbers, or one that holds NaN or infinity."""
+    check(values.is_floating_point(), f"{what} must be a tensor of floats, not of {values.dtype}")
+    check(bool(values.isfinite().all()), f"there are numbers in {what} that are not finite")
 
 
 def read_mask(mask: Image | Tensor, image: Image | Tensor, settings: Settings) -> Tensor:
@@ -191,9 +207,10 @@ def soften(area: Tensor, deviation: float) -> Tensor:
     reach = math.ceil(3 * deviation)
     bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=area.device) / deviation) ** 2)
     bell = bell / bell.sum()
-    wide = F.pad(area, (reach, reach, reach, reach), mode="replicate")
-    high = F.conv2d(wide, rearrange(bell, "n -> 1 1 n 1"))
-    return F.conv2d(high, rearrange(bell, "n -> 1 1 1 n")).clamp(0, 1)
+    # One axis after the other: padded on all sides at once, a large deviation would have millions of pixels to blur.
+    high = F.conv2d(F.pad(area, (0, 0, reach, reach), mode="replicate"), rearrange(bell, "n -> 1 1 n 1"))
+    wide = F.pad(high, (reach, reach, 0, 0), mode="replicate")
+    return F.conv2d(wide, rearrange(bell, "n -> 1 1 1 n")).clamp(0, 1)
 
 
 def told_of(**given: Picture) -> dict[str, Any]:

@@ -6,85 +6,32 @@ Rombach et al. 2022, https://arxiv.org/abs/2112.10752
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any, Unpack
 
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from .config import VERSION, Config, check, one_of
+from .config import VERSION, check, one_of
 from .diffusion.denoise import Denoise, changing, denoiser, thresholded
 from .diffusion.guidance import guided, table_times
 from .diffusion.samplers import Step, final, get_sampler
-from .diffusion.schedule import NoiseTable, Plan, make_plan, noise_table
+from .diffusion.schedule import Plan, make_plan
 from .guards import decode, finite, in_batches
 from .hires import FIRST_OUTPUT, enlarge, second_run
 from .image import to_pil
-from .inpaint import settle, start_from
-from .nn.conditioning import Conditioning, Prepared, join_prepared
-from .nn.unet import UNet
-from .nn.vae import VAE
+from .inpaint import check_numbers, settle, start_from
+from .model import Model
+from .nn.conditioning import Conditioning, Prepared, join_prepared, without_text
 from .noise import Brownian, ImageNoise, toward
-from .runtime import Runtime
-from .settings import EDITED, MAX_SEED, SDE_SAMPLERS, Options, Settings, known_name, resolve
+from .settings import EDITED, MAX_SEED, SDE_SAMPLERS, Options, Settings, known_name, pair
 from .text.editing import Told, timeline
 from .text.encode import encode
-from .text.tokenizer import Tokenizer
 
 OUTPUTS = ("pil", "latent", "tensor")
-
-
-@dataclass
-class Model:
-    """The parts of a model, ready to draw. `text` holds one CLIP tower, or two (SDXL)."""
-
-    config: Config
-    text: nn.ModuleList
-    unet: UNet
-    vae: VAE
-    tokenizers: list[Tokenizer]
-    runtime: Runtime
-    origin: dict[str, str] = field(default_factory=dict)  # name and hash, for a picture's recipe
-    originals: dict[str, Tensor] = field(default_factory=dict)  # weights as they were before a LoRA was merged
-
-    @cached_property
-    def table(self) -> NoiseTable:
-        """The noise table the UNet was trained on."""
-        return noise_table(self.config.noise)
-
-    def batch_size(self, asked: int | None) -> int:
-        """Images at a time. On a CPU one: the picture of seed + i is then the same in every call, bit for bit."""
-        return asked or (1 if self.runtime.device.type == "cpu" else 8)
-
-    @torch.no_grad()
-    def encode(
-        self,
-        prompts: Sequence[str],
-        clip_skip: int | None = None,
-        emphasis: str | None = None,
-        long_prompt: str | None = None,
-        size: tuple[int, int] | None = None,
-    ) -> Conditioning:
-        """Prompts to `Conditioning`: context (b, l, e), and a vector (b, v) where the UNet takes one.
-
-        Each is one text: what changes over the steps, and AND, is for `generate` to read.
-
-        Args:
-            clip_skip: 1 is the last block, 2 the one before; None: the model's own.
-            emphasis: how brackets are read and applied: "a1111", "no-norm", "comfy", or "off": they are plain text.
-            long_prompt: of a prompt that is too long: "chunk", "window", "truncate", "summarize" or "error".
-            size: (height, width) in pixels, for models that are told.
-
-        Raises:
-            ValueError: a number or name that does not fit the model.
-        """
-        check(not isinstance(prompts, str), "encode takes a list of prompts")
-        s = resolve(self.config, clip_skip=clip_skip, emphasis=emphasis, long_prompt=long_prompt)
-        size = size or (s.height, s.width)
-        return encode(self.text, self.tokenizers, prompts, self.config, s.clip_skip, s.long_prompt, size, s.emphasis)
 
 
 def generate(
@@ -201,8 +148,10 @@ class Job:
         factor = model.config.vae.factor
         self.shape = (model.config.unet.out_channels, settings.height // factor, settings.width // factor)
         if latents is not None:
+            check(isinstance(latents, Tensor), f"latents must be a tensor, not {type(latents).__name__}")
             wanted, given = [len(self), *self.shape], list(latents.shape)
             check(given == wanted, f"latents must have the shape {wanted}, not {given}")
+            check_numbers("latents", latents)
         self.given = start_from(model.vae, model.config, settings, image, mask, len(self))
         self.plan = self.make_plan()
 
@@ -219,11 +168,14 @@ class Job:
     def draw(self, batch: slice, bar: tqdm) -> Tensor:
         """The final latents of one batch (b, c, h, w), float32; where no step is run, the original's."""
         bar.update(batch.start * len(self.plan.t) - bar.n)  # a batch that did not fit left the bar too far
+        if not len(self.plan.t):
+            return self.given.original[batch]
         x = None
         for step in self.steps(batch):
             x = step.x
             bar.update(batch.stop - batch.start)
-        return self.given.original[batch] if x is None else self.given.finish(final(x, self.plan))
+        check(x is not None, f"the sampler {known_name(self.settings.sampler)} yielded no step")
+        return self.given.finish(final(x, self.plan))
 
     @torch.no_grad()
     def steps(self, batch: slice) -> Iterator[Step]:
@@ -311,28 +263,3 @@ class Job:
             "minisd": VERSION,
             "torch": torch.__version__,
         }
-
-
-def pair(prompt: str | Sequence[str], negative: str | Sequence[str] | None, n: int) -> tuple[list[str], list[str]]:
-    """Prompts and negative prompts of the same number, each prompt n times in a row.
-
-    Raises:
-        ValueError: no prompt, or lists that do not pair up.
-    """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    check(len(prompts) > 0, "no prompt was given")
-    single = negative is None or isinstance(negative, str)
-    negatives = [negative or ""] * len(prompts) if single else list(negative)
-    counts = f"{len(prompts)} prompts and {len(negatives)} negative prompts"
-    check(len(prompts) == len(negatives), f"{counts} do not pair up")
-    for text in (*prompts, *negatives):
-        check(isinstance(text, str), f"a prompt must be text, not {text!r}")
-    return [p for p in prompts for _ in range(n)], [p for p in negatives for _ in range(n)]
-
-
-def without_text(cond: Conditioning, pooled: int) -> Conditioning:
-    """Zeros in place of the context and of the vector's first `pooled` numbers; the sizes behind them stay."""
-    vector = None if cond.vector is None else cond.vector.clone()
-    if vector is not None:
-        vector[:, :pooled] = 0
-    return Conditioning(torch.zeros_like(cond.context), vector, cond.concat)

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from .config import Config, check
 from .dialects import Reading, of_text
 from .infotext import EXIF_IFD, IMAGE_DESCRIPTION, USER_COMMENT
-from .settings import Options
+from .settings import MAX_FILE, Options
 
 
 class Held(NamedTuple):
@@ -165,7 +165,7 @@ OTHER_TOOLS = {
     **dict.fromkeys(("workflow", "prompt"), "ComfyUI"),
     **dict.fromkeys(("invokeai_metadata", "invokeai_graph", "sd-metadata", "Dream"), "InvokeAI"),
 }
-MAX_JSON = 1_000_000  # characters
+MAX_JSON = 2 * MAX_FILE + 2**20  # characters: the longest prompt, each of them escaped, and the rest
 MAX_DEPTH = 4
 FORMATS = ("PNG", "JPEG", "WEBP")
 DAMAGED = (  # what Pillow raises of broken files

@@ -1,13 +1,13 @@
-"""One call's numbers: every `None` replaced by the model's own default, everything checked. No torch here.
+"""One call's numbers and prompts: every `None` replaced by the model's own default, everything checked. No torch here.
 
 In: a `Config` and what the user said. Out: a frozen `Settings` that the pipeline follows and the picture stores.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
-from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of
+from .config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults, check, one_of, shown
 
 LONG_PROMPT_NAMES = ("chunk", "window", "truncate", "summarize", "error")
 EMPHASIS_NAMES = ("a1111", "no-norm", "comfy", "off")
@@ -19,6 +19,7 @@ MAX_SEED = 2**64 - 1
 MAX_SIDE = 16_384
 MAX_IMAGES = 10_000
 MAX_BLUR = 1000
+MAX_FILE = 2**24  # bytes of a file of prompts, which may be one
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,34 @@ def variation(given: dict[str, Any]) -> int | None:
         return None
     check(strength is not None, f"variation_seed {seed!r} needs a variation_strength: how far to lean, 0 to 1")
     return integer("variation_seed", seed, 0, MAX_SEED)
+
+
+def texts(what: str, given: Sequence[str]) -> list[str]:
+    """Several texts, at least one.
+
+    Raises:
+        ValueError: none, or something else.
+    """
+    several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    check(several, f"{what} must be text or a list of texts, not {shown(given)}")
+    check(len(given) > 0, f"{what} is an empty list: there is nothing to draw")
+    for text in given:
+        check(isinstance(text, str), f"{what} must be text or a list of texts, not a list with {shown(text)}")
+    return list(given)
+
+
+def pair(prompt: str | Sequence[str], negative: str | Sequence[str] | None, n: int) -> tuple[list[str], list[str]]:
+    """Prompts and negative prompts of the same number, each prompt n times in a row.
+
+    Raises:
+        ValueError: no prompt, or lists that do not pair up.
+    """
+    prompts = texts("prompt", [prompt] if isinstance(prompt, str) else prompt)
+    single = negative is None or isinstance(negative, str)
+    negatives = texts("negative_prompt", [negative or ""] * len(prompts) if single else negative)
+    counts = f"{len(prompts)} prompts and {len(negatives)} negative prompts"
+    check(len(prompts) == len(negatives), f"{counts} do not pair up")
+    return [p for p in prompts for _ in range(n)], [p for p in negatives for _ in range(n)]
 
 
 def integer(what: str, value: Any, low: int, high: int) -> int:

@@ -5,7 +5,7 @@
 
 Each run is a fresh process; the first one, which fills the caches, is not counted. --clip-skip: instead, how long the
 text encoder of a preset (sd15, sd21, sdxl, mini) takes for a prompt and a negative prompt at each clip skip, fp32, with
-random weights.
+random weights: processor time, of all threads together, so that other work on the machine does not count.
 """
 
 import argparse
@@ -50,11 +50,11 @@ def clip_skip(preset: str, runs: int, threads: int) -> None:
     depth = min(text.depth for text in config.text)
     seconds: dict[int, list[float]] = {skip: [] for skip in range(smallest, depth + 1)}
     for _ in range(runs + 1):
-        for skip, times in seconds.items():  # in turn, so that a busy machine slows all of them alike
-            started = time.perf_counter()
+        for skip, times in seconds.items():  # in turn: the clock of a core changes
+            started = time.process_time()
             for tower in towers:
                 tower(ids, skip)
-            times.append(time.perf_counter() - started)
+            times.append(time.process_time() - started)
     median = {skip: statistics.median(times[1:]) for skip, times in seconds.items()}  # the first one warms up
     print(f"clip skip  blocks       ms  of skip {smallest}")
     for skip, t in median.items():

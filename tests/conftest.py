@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_world import shape_captions
+from toy_font import TOYS, write_font
 
 from minisd.cli import main
 from minisd.config import Config, Defaults, NoiseConfig, TextConfig, UNetConfig, VAEConfig
 from minisd.train.stages import STAGES
 from minisd.train.tokenizer import train_tokenizer
 from minisd.weights.folder import modules, save
+from minisd.world.emoji import EMOJI
 from minisd.world.recipe import WorldRecipe
 from minisd.world.world import World
 
@@ -20,8 +23,7 @@ from minisd.world.world import World
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: 64 x 64 pictures, 4 steps, 2 text blocks; every parameter random, norms and biases too."""
     folder = tmp_path_factory.mktemp("tiny")
-    texts = World(WorldRecipe(emoji=0)).captions(range(50), 0)
-    size = train_tokenizer(folder / "tokenizer", texts, merges=32)
+    size = train_tokenizer(folder / "tokenizer", shape_captions(50), merges=32)
     text = TextConfig(size, 32, 2, 2, 64, max_length=16, bos_id=size - 2, eos_id=size - 1, pad_id=size - 1)
     config = Config(
         "tiny",
@@ -38,6 +40,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.add_(0.1 * torch.randn_like(parameter))
     save(folder, config, parts.state_dict(), {})
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_font(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A colour font of seven toys."""
+    return write_font(tmp_path_factory.mktemp("font") / "toys.ttf", {EMOJI[noun]: toy for noun, toy in TOYS.items()})
+
+
+@pytest.fixture(scope="session")
+def toy_world(toy_font: Path) -> World:
+    """Shapes and toys on all grounds, 64 pixels."""
+    return World(WorldRecipe(emoji=len(TOYS), shapes=0.5, font=str(toy_font)))
 
 
 @pytest.fixture

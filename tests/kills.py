@@ -24,6 +24,8 @@ STEPS, SAVE = 10, 3  # of each network; and a save after so many
 TINY = """
 config = "tiny.json"
 size = 32
+[world]
+emoji = 0
 [tokenizer]
 captions = 60
 merges = 32

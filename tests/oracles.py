@@ -5,7 +5,7 @@ and `twin(config, theirs)`, the minisd module with the same weights. Every 1-D p
 perturbed: norms are 1 and 0 when fresh, and parity between fresh networks does not see a swapped norm.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -33,6 +33,13 @@ def deviation(ours: Tensor, theirs: Tensor) -> float:
 def close(ours: Tensor, theirs: Tensor, tol: float = 1e-5) -> bool:
     """max|ours - theirs| <= tol * max|theirs|. Not so where either holds a NaN."""
     return deviation(ours, theirs) <= tol
+
+
+def shallow(config: Config) -> Config:
+    """Every kind of block at its full width, but without the repeats: for what looks at shapes alone."""
+    unet = replace(config.unet, depth=tuple(min(d, 1) for d in config.unet.depth), mid_depth=1, blocks_per_level=1)
+    text = tuple(replace(tower, layers=3) for tower in config.text)  # 3: clip skip 2 is one of its own
+    return replace(config, text=text, unet=unet, vae=replace(config.vae, blocks_per_level=1))
 
 
 def perturb(model: nn.Module, seed: int) -> nn.Module:

@@ -60,9 +60,9 @@ def test_fp32_on_a_cpu(model: Model) -> None:
 
 
 def test_the_readmes_picture_is_right(model: Model) -> None:
-    """Seed 2 is the picture of the README; of eight seeds most are right."""
-    verdicts = [judge(read(picture), SCENE)["all"] for picture in minisd.generate(model, PROMPT, seed=2, num_images=8)]
-    assert verdicts[0] and sum(verdicts) >= 6, verdicts
+    """Seed 2 is the picture of the README; of four seeds most are right. How many in all: the next test."""
+    verdicts = [judge(read(picture), SCENE)["all"] for picture in minisd.generate(model, PROMPT, seed=2, num_images=4)]
+    assert verdicts[0] and sum(verdicts) >= 3, verdicts
 
 
 def told_shapes(category: str, count: int, seed: int) -> list[Question]:
@@ -71,18 +71,21 @@ def told_shapes(category: str, count: int, seed: int) -> list[Question]:
 
 @pytest.mark.parametrize("category", ["one_shape", "two_shapes", "held_out_shape"])
 def test_fidelity_has_not_fallen(model: Model, category: str) -> None:
-    """A quick look, 24 prompts: far below the full score of weights.md, it falls only when something broke."""
-    questions = told_shapes(category, 24, seed=1)
+    """A quick look, 12 prompts: below the full score of weights.md, it falls only when something broke.
+
+    Prompts and seeds never change, so the bars stand one picture below what is drawn now.
+    """
+    questions = told_shapes(category, 12, seed=1)
     prompts = [question.prompt for question in questions]
-    drawn = minisd.generate(model, prompts, seed=1, batch_size=8, output="tensor")
+    drawn = minisd.generate(model, prompts, seed=1, batch_size=6, output="tensor")
     right = answered(questions, [drawn], by_oracle, 64).score.right
     assert {word: right[word] for word, floor in FLOORS[category].items() if right[word] < floor} == {}, right
 
 
 FLOORS = {
-    "one_shape": {"ground": 23, "size": 22, "colour": 22, "count": 21, "noun": 21, "all": 20},
-    "two_shapes": {"ground": 23, "size": 21, "colour": 21, "relation": 21, "count": 19, "all": 16},
-    "held_out_shape": {"ground": 23, "size": 22, "colour": 22, "count": 21, "noun": 20, "all": 19},
+    "one_shape": {"ground": 11, "size": 11, "colour": 11, "count": 11, "noun": 11, "all": 11},
+    "two_shapes": {"ground": 11, "size": 11, "colour": 11, "relation": 11, "noun": 10, "count": 10, "all": 9},
+    "held_out_shape": {"ground": 11, "size": 11, "colour": 11, "count": 11, "noun": 10, "all": 10},
 }
 
 
@@ -103,7 +106,7 @@ def test_real_renders_score_full_marks() -> None:
 
 def test_a_larger_batch_changes_next_to_nothing(model: Model) -> None:
     alone, together = (
-        torch.cat([to_tensor(p) for p in minisd.generate(model, PROMPT, num_images=4, batch_size=n, sampler="euler_a")])
+        torch.cat([to_tensor(p) for p in minisd.generate(model, PROMPT, num_images=4, steps=8, batch_size=n)])
         for n in (1, 4)
     )
     levels = ((alone - together) * 127.5).round().abs()
@@ -112,10 +115,10 @@ def test_a_larger_batch_changes_next_to_nothing(model: Model) -> None:
 
 
 def test_half_as_many_steps_draw_nearly_the_same(model: Model) -> None:
-    """The solver converges: 40 steps stand nearer to 80 than 10 do."""
+    """The solver converges: 20 steps stand nearer to 40 than 5 do."""
     few, more, most = (
         minisd.generate(model, PROMPT, seed=3, output="latent", steps=n, cfg_scale=1.0, sampler="dpmpp_2m")
-        for n in (10, 40, 80)
+        for n in (5, 20, 40)
     )
     assert (more - most).abs().mean() < 0.5 * (few - most).abs().mean()
 

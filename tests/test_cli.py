@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 import minisd
 from minisd import cli, files
 from minisd.cli import common, main
-from minisd.cli import generate as command
+from minisd.cli import flags as command
+from minisd.cli.output import save_numbered
 from minisd.cli.train import NEEDS, default_recipe
 from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES
 from minisd.image import FORMATS
@@ -113,11 +114,16 @@ generate x --batch-size 0
 generate x --batch-size 1.5
 generate x --threads 0
 generate x --threads -1
+generate x --threads 99999999999
+generate x --threads 1025
 generate x --sampler eulr
 generate x --sampler ''
 generate x --sampler Euler
 generate x --schedule karas
 generate x --long-prompt wrap
+generate '1 2 3 4 5 6 7 8 9 0 1 2 3 4 5' --long-prompt error
+generate x -n '1 2 3 4 5 6 7 8 9 0 1 2 3 4 5' --long-prompt error
+generate '[x:1 2 3 4 5 6 7 8 9 0 1 2 3 4 5:0.5]' --long-prompt error
 generate x --emphasis bold
 generate x --dtype fp61
 generate x --device gpu
@@ -208,6 +214,14 @@ train unet --out {bad}/run
 train vae --out {bad}/text.txt
 train vae --threads 0
 train vae --device gpu
+train vae --minutes 0
+train vae --minutes soon
+train vae --resume always
+train all --out {bad}/text.txt
+plot
+plot {bad}/missing --text
+plot {bad}/text.txt --text
+plot {bad}/folder --text
 info
 info {bad}/missing
 info {bad}/folder
@@ -497,7 +511,7 @@ def test_the_infotext_leaves_out_defaults_and_quotes_separators() -> None:
     prompt, line = recipe_text(recipe).split("\n")
     assert prompt == ""
     assert line.startswith("Steps: 20, Sampler: DPM++ 2M, Schedule type: SGM Uniform, CFG scale: 7, Seed: 0, Size")
-    assert 'Model: "a, b: c", RNG: CPU, Version' in line
+    assert 'Model: "a, b: c", RNG: CPU, schedule: trailing, Version' in line
 
 
 def test_the_same_seed_draws_the_same_pixels_and_image_i_is_seed_plus_i(draw) -> None:
@@ -553,7 +567,7 @@ def test_a_long_prompt_is_noted_or_refused(draw, tiny_model, capsys) -> None:
     long = "a red circle and a blue square " * 9
     argv = ["generate", long, "--model", str(tiny_model), "--outdir", "o"]
     assert main([*argv, "-N", "2"]) == 0
-    assert capsys.readouterr().err.count("minisd: note: the prompt") == 1  # once, not for each picture
+    assert capsys.readouterr().err.count("minisd: note: the text 'a red circle") == 1  # once, not for each picture
     assert main([*argv, "--long-prompt", "error"]) == 2
     assert len(everything(Path("o"))) == 2
     (path,) = draw("a (red) circle", "--long_prompt", "window", "--emphasis", "comfy")
@@ -580,7 +594,7 @@ def test_png_and_webp_keep_every_pixel(draw) -> None:
 
 
 def test_a_recipe_too_long_for_exif_is_left_out_and_said(draw, tiny_model, capsys) -> None:
-    argv = ["generate", "a red circle " * 6000, "--model", str(tiny_model), "--seed", "1"]
+    argv = ["generate", "a red circle " * 6000, "--long-prompt", "truncate", "--model", str(tiny_model), "--seed", "1"]
     assert main([*argv, "-o", "a.jpg"]) == 0
     assert "too long for EXIF" in capsys.readouterr().err
     assert main([*argv, "-o", "a.png"]) == 0
@@ -622,7 +636,7 @@ def test_two_processes_that_race_for_a_number_both_keep_their_picture(tmp_path: 
         true_save(image, path, overwrite)
 
     monkeypatch.setattr("minisd.image.save", slow_save)
-    assert command.save_numbered(picture, tmp_path, 5) == tmp_path / "00001-5.png"
+    assert save_numbered(picture, tmp_path, 5) == tmp_path / "00001-5.png"
     assert other.read_bytes() == b"theirs" and everything(tmp_path) == ["00000-5.png", "00001-5.png"]
 
 

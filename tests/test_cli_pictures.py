@@ -140,6 +140,7 @@ def test_bad_pictures_are_one_line_and_exit_2_before_any_model(
         ("-i {f}/a.png --mask-blur 2", "--mask-blur means nothing without --mask or --outpaint"),
         ("-i {f}/a.png --mask {f}/other-size.png", "64 x 60 pixels, the picture 64 x 64 pixels"),
         ("-i {f}/a.png --strength 1.1", "--strength 1.1 must be a number in 0..1"),
+        ("-i {f}/a.png --outpaint -4,0,0,0", "'-4,0,0,0' is not LEFT,TOP,RIGHT,BOTTOM"),
         ("-i {f}/a.png --outpaint 0,0,10,0", "the nearest are 8 and 12"),
         ("-i {f}/a.png --outpaint 0,0,64,0 -W 64", "leaves 0 x 64 pixels"),
         ("--hires 2 --hires-upscale laten", "did you mean latent?"),

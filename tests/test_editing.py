@@ -249,18 +249,23 @@ def latent(model: Model, prompt: str | list[str], **options: object) -> Tensor:
     return minisd.generate(model, prompt, output="latent", **options)
 
 
+@pytest.fixture(scope="module")
+def keys(model: Model) -> list[tuple[str, Tensor]]:
+    """Texts, each with the first of the keys that the UNet makes of it."""
+    texts = ["", "red", "blue", "star", "[red:blue:2]", "red AND blue"]
+    told = [(text, way) for text in texts for way in ("a1111", "off")]
+    return [(text, model.unet.prepare(model.encode([text], emphasis=way)).kv[0][0][0]) for text, way in told]
+
+
 @pytest.fixture
-def heard(model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
-    """Of each UNet call the texts that were told, item by item, as far as this test knows them (see `texts`)."""
+def heard(model: Model, keys: list[tuple[str, Tensor]], monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Of each UNet call the texts that were told, item by item, as far as `keys` knows them."""
     calls, true = [], model.unet.forward
 
     def forward(x: Tensor, t: Tensor, cond: Prepared) -> Tensor:
-        told = [(text, way) for text in texts for way in ("a1111", "off")]
-        keys = [(text, model.unet.prepare(model.encode([text], emphasis=way)).kv[0][0][0]) for text, way in told]
         calls.append([next((text for text, key in keys if key.equal(item)), "?") for item in cond.kv[0][0]])
         return true(x, t, cond)
 
-    texts = ["", "red", "blue", "star", "[red:blue:2]", "red AND blue"]
     monkeypatch.setattr(model.unet, "forward", forward)
     return calls
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from oracles import POOLED, deviation, text_oracle, unet_oracle, vae_oracle
 from safetensors.torch import load_file, save_file
+from tiny_world import shape_captions
 from torch import Tensor
 from transformers import CLIPTokenizer
 
@@ -87,7 +88,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """Make each family once."""
     made: dict[str, Case] = {}
     words = tmp_path_factory.mktemp("words")
-    size = train_tokenizer(words, captions=50, merges=32)
+    size = train_tokenizer(words, shape_captions(50), merges=32)
 
     def make(family: str) -> Case:
         if family not in made:
@@ -233,7 +234,7 @@ def test_a_single_file_needs_a_tokenizer_that_fits(case: Callable[[str], Case], 
         load(one.file)
     with pytest.raises(ValueError, match=r"lacks vocab.json, merges.txt"):
         load(one.file, tokenizer=tmp_path)
-    train_tokenizer(tmp_path, captions=50, merges=8)
+    train_tokenizer(tmp_path, shape_captions(50), merges=8)
     with pytest.raises(ValueError, match="has 522 tokens, the text encoder 546"):
         load(one.file, tokenizer=tmp_path)
 

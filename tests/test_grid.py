@@ -62,6 +62,12 @@ grid x --x steps=1,2 -o {bad}/missing/a.png
 grid x --x steps=1,2 --outdir {bad}/taken.png
 grid x --x steps=1,2 --cells {bad}/taken.png
 grid x --x steps=1,2 --model {bad}/missing
+grid '1 2 3 4 5 6 7 8 9 0 1 2 3 4 5' --x long_prompt=chunk,error
+grid x --x strength=0.5,0.7
+grid x --x mask_blur=0,3 -i {bad}/taken.png
+grid x --x hires_strength=0.5,0.7
+grid x --x hires=1,2 -i {bad}/taken.png --mask {bad}/taken.png
+grid x --x hires=1,2 -i {bad}/taken.png --outpaint 0,0,32,0
 WORLD_SIZE=2 RANK=0 grid x --x steps=1,2 --seed 1
 """.strip().splitlines()
 
@@ -114,6 +120,8 @@ def test_bad_input_is_one_line_and_exit_2_before_any_model(
         ("--x width=64,66", "64 and 68"),
         ("--x steps=1.5", "--x steps: '1.5' is not a whole number"),
         ("--x steps=1 --steps 2", "steps is an axis and was given besides"),
+        ("--x strength=0.5,0.7", "--strength means nothing without --init-img"),
+        ("--x hires_strength=0.5 --y steps=1,2", "--hires-strength means nothing without --hires"),
     ],
 )
 def test_the_one_line_shows_the_way_out(line: str, hint: str, tiny_model: Path, no_loading: None, capsys) -> None:
@@ -172,6 +180,8 @@ def test_each_cell_is_the_picture_that_generate_draws(sheet, draw) -> None:
         ["--y", "negative_prompt=;blue, small;gray"],
         ["--x", "guidance_rescale=0,.5", "--y", "eta=0;1", "--sampler", "euler_a"],
         ["--x", "width=32,64", "--y", "height=64,16"],
+        ["--x", "hires=1,2", "--y", "hires_steps=3,4", "--hires-strength", "0.4"],
+        ["--x", "variation_strength=0.2,0.5", "--y", "variation_seed=4,-1"],
     ],
 )
 def test_recipe_and_cell_together_draw_the_cell_again(sheet, tiny_model: Path, axes: list[str]) -> None:
@@ -184,6 +194,26 @@ def test_recipe_and_cell_together_draw_the_cell_again(sheet, tiny_model: Path, a
         (again,) = minisd.generate(model, whole["prompt"], **options)
         assert again.tobytes() == cell.tobytes()
     assert len({cell.tobytes() for cell in cells}) == len(cells)
+
+
+def test_seeds_that_are_not_said_are_random_ones(sheet) -> None:
+    """The same in all cells, but where an axis asks for one more; each is told, so that the cell can be drawn again."""
+    data = told(sheet("x", "--steps", "1", "--seed", "2", "--x", "variation_strength=0,0.5,1")[0])
+    cells = [data["recipe"] | cell for cell in data["cells"]]
+    assert len({cell["variation_seed"] for cell in cells}) == 1 and cells[0]["variation_seed"] is not None
+    data = told(sheet("x", "--steps", "1", "--variation-strength", "0.5", "--x", "seed=-1,-1,1")[0])
+    cells = [data["recipe"] | cell for cell in data["cells"]]
+    seeds = [cell["seed"] for cell in cells]
+    assert len(set(seeds)) == 3 and min(seeds) >= 0 and seeds[2] == 1
+    assert len({cell["variation_seed"] for cell in cells}) == 1 and data["x"]["values"] == seeds
+
+
+def test_a_recipe_keeps_its_eta_for_the_samplers_that_take_one(sheet, draw, tiny_model, capsys) -> None:
+    (first,) = draw("x", "--sampler", "ddim", "--eta", "0.5", "--steps", "2", "--seed", "1")
+    data = told(sheet("--like", str(first), "--x", "sampler=ddim,euler,euler_a")[0])
+    assert [(data["recipe"] | cell).get("eta") for cell in data["cells"]] == [0.5, None, 0.5]
+    call = ["grid", "--like", str(first), "--model", str(tiny_model), "--x", "sampler=ddim,euler", "--eta", "0.2"]
+    assert main(call) == 2 and "--eta means nothing to the sampler euler" in capsys.readouterr().err
 
 
 def test_prompts_are_parted_by_semicolons(sheet) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import minisd
 from minisd import guards
 from minisd.cli import main
 from minisd.config import Config
+from minisd.diffusion.denoise import Denoise
+from minisd.diffusion.samplers import Step
+from minisd.diffusion.schedule import Plan
 from minisd.nn.tiling import decode_tiled
 from minisd.nn.unet import UNet
 from minisd.nn.vae import VAE
@@ -139,11 +143,12 @@ def test_broken_weights_are_found_in_their_stage(model: Model, part: str, stage:
 
 
 def test_only_the_seeds_that_break_are_named(model: Model) -> None:
-    noise = torch.randn(4, 4, 16, 16)
-    noise[1, 0, 0, 0] = torch.inf
-    noise[3] = torch.nan
+    def breaking(denoise: Denoise, x: Tensor, plan: Plan, noise: object = None) -> Iterator[Step]:
+        x[1, 0, 0, 0], x[3] = torch.inf, torch.nan
+        yield Step(0, plan.sigmas[0], x, x)
+
     with pytest.raises(FloatingPointError, match=r"^the UNet .* \(seeds 11, 13\)"):
-        tensor(model, num_images=4, batch_size=4, seed=10, latents=noise)
+        tensor(model, num_images=4, batch_size=4, seed=10, sampler=breaking)
 
 
 def test_a_step_that_breaks_is_found_at_the_end(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import constants, errors
 from safetensors.torch import save_file
 from test_folders import Case, case, configs, same  # noqa: F401  (a fixture)
+from tiny_world import shape_captions
 
 import minisd
 from minisd.cli import main
@@ -239,7 +240,7 @@ def test_what_is_a_hub_id_and_what_a_path(tmp_path: Path, monkeypatch: pytest.Mo
 
 def vocabulary(folder: Path, size: int) -> Path:
     """A tokenizer folder of so many tokens; most of them never occur."""
-    words = train_tokenizer(folder, captions=50, merges=32)
+    words = train_tokenizer(folder, shape_captions(50), merges=32)
     ids = json.loads((folder / "vocab.json").read_text())
     plain = [word for word in ids if word not in SPECIAL]
     more = [f"@@{i}" for i in range(size - words)]

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "minisd"
 # The core in reading order; a file imports only from the entries above its own (or from its own folder).
-CORE = ["config", "files", "settings", "picture", "runtime", "noise", "nn", "text", "diffusion", "infotext"]
-CORE += ["image", "guards", "inpaint", "hires", "pipeline"]
+CORE = ["names", "config", "files", "settings", "picture", "runtime", "noise", "nn", "text", "diffusion", "infotext"]
+CORE += ["image", "guards", "inpaint", "hires", "model", "pipeline"]
 SATELLITES = ["weights", "world", "train", "eval", "explain", "dialects", "recipe", "sheet", "cli"]
 
 

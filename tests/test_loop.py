@@ -285,3 +285,21 @@ def test_a_folder_has_one_run_and_a_killed_one_lets_go(tmp_path: Path) -> None:
     for _ in range(2):
         with locked(tmp_path):
             assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", ".notes.tmp"]
+
+
+def test_compiled_steps_are_the_same_steps(tmp_path: Path, monkeypatch) -> None:
+    """Names and values of the checkpoint are those of the run that was not compiled; each layer was."""
+    compiled, real = [], nn.Module.compile
+
+    def compile_by_graph(module: nn.Module) -> None:
+        compiled.append(module)
+        real(module, backend="aot_eager")  # the graphs as they are, without a compiler's own rounding
+
+    monkeypatch.setattr(nn.Module, "compile", compile_by_graph)
+    stage = Toy(steps=4, compile=True)
+    run(stage, tmp_path / "compiled", CPU)
+    run(Toy(steps=4), tmp_path / "plain", CPU)
+    assert compiled == list(stage.module)
+    one, two = (load_file(tmp_path / name / "toy.safetensors") for name in ("compiled", "plain"))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[k], two[k], rtol=1e-6, atol=1e-7) for k in one)

@@ -1,5 +1,6 @@
 """Marks: what a prompt says is strict, what it leaves unsaid is free; planted mistakes are found in real pictures."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -35,7 +36,7 @@ def seen(*objects: Object, ground: str = "white") -> Reading:
 def test_what_a_scene_tells_of_itself_is_right_and_of_another_it_is_not(split: str) -> None:
     """Any choice of words is true of the scene that they were taken from; all of them are true of its like alone."""
     scenes = tiny_world().scenes(range(150), split)
-    for scene, other in zip(scenes, scenes[1:], strict=False):
+    for scene, other in itertools.pairwise(scenes):
         for words in (WORDS, (), ("colour",), ("relation", "size")):
             assert wrong(seen(*scene.objects[::-1], ground=scene.background), told(scene, words)) == []
         if mark(seen(*other.objects, ground=other.background), told(scene))["all"]:

@@ -172,10 +172,21 @@ def test_which_sampler_gets_which_noise(model: Model, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("sampler", SAMPLER_NAMES)
 def test_image_i_of_eight_is_the_picture_of_seed_plus_i(model: Model, sampler: str) -> None:
-    """Bit for bit, whatever stands beside it. Drawn all at once, few values change, and by one level."""
+    """Bit for bit, whatever stands beside it; drawn all at once, but for the last bits. Three of them tell: each is
+    drawn by itself, after as many others as its number says.
+    """
+    eight, at_once = (latent(model, seed=5, num_images=8, batch_size=n, sampler=sampler, steps=3) for n in (1, 8))
+    assert len(eight) == 8 and deviation(at_once, eight) < 3e-5  # 6.7e-6 measured, of dpm2_a
+    for i in (0, 3, 7):
+        assert torch.equal(eight[i : i + 1], latent(model, seed=5 + i, sampler=sampler, steps=3))
+
+
+@pytest.mark.parametrize("sampler", ["euler_a", "dpmpp_sde"])
+def test_drawn_all_at_once_few_values_change_and_by_one_level(model: Model, sampler: str) -> None:
+    """Alone and one by one the pixels are the same to the bit. The decoder knows no sampler: two of them tell."""
     options = {"sampler": sampler, "steps": 3, "output": "tensor"}
     eight = minisd.generate(model, PROMPT, seed=5, num_images=8, **options)
-    assert torch.equal(eight, torch.cat([minisd.generate(model, PROMPT, seed=5 + i, **options) for i in range(8)]))
+    assert torch.equal(eight[3:4], minisd.generate(model, PROMPT, seed=8, **options))
     at_once = minisd.generate(model, PROMPT, seed=5, num_images=8, batch_size=8, **options)
     levels = (to_pixels(eight) - to_pixels(at_once)).abs()
     assert levels.max() <= 1

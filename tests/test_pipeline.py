@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import shallow
 from PIL import Image
 
 import minisd
@@ -97,8 +98,17 @@ def test_lists_pair_up(model: Model) -> None:
     assert torch.equal(both[1:], latent(model, "a blue square", negative_prompt="a star", seed=4))
     with pytest.raises(ValueError, match="2 prompts and 1 negative prompts"):
         latent(model, ["a", "b"], negative_prompt=["c"])
-    with pytest.raises(ValueError, match="no prompt"):
-        latent(model, [])
+    for prompt, negative, said in (
+        ([], None, "prompt is an empty list"),
+        (None, None, "prompt must be text or a list of texts, not None"),
+        (b"ab", None, "prompt must be text or a list of texts, not b'ab'"),
+        ({"a": "b"}, None, "prompt must be text or a list of texts, not {'a': 'b'}"),
+        (["a", 1], None, "prompt must be text or a list of texts, not a list with 1"),
+        ("a", 3, "negative_prompt must be text or a list of texts, not 3"),
+        ("a", [None], "negative_prompt must be text or a list of texts, not a list with None"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            latent(model, prompt, negative_prompt=negative)
 
 
 def test_sample_is_generate_seen_from_inside(model: Model) -> None:
@@ -115,6 +125,14 @@ def test_own_latents_take_the_place_of_the_seed(model: Model) -> None:
     assert torch.equal(latent(model, seed=7), latent(model, latents=noise, seed=99))
     with pytest.raises(ValueError, match=r"\[1, 4, 16, 16\]"):
         latent(model, latents=noise[:, :3])
+    for wrong, said in (
+        (noise.numpy(), "latents must be a tensor, not ndarray"),
+        (noise.tolist(), "latents must be a tensor, not list"),
+        (noise.long(), "latents must be a tensor of floats"),
+        (noise * torch.nan, "there are numbers in latents that are not finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            latent(model, latents=wrong)
 
 
 def test_other_sizes(model: Model) -> None:
@@ -135,6 +153,12 @@ def test_a_researchers_own_sampler_and_schedule(model: Model) -> None:
     assert (ours - theirs).abs().max() <= 1e-5 * ours.abs().max()
     assert latent(model, schedule=lambda table, steps: torch.linspace(9, 0.1, steps)).isfinite().all()
 
+    def idle(denoise, x, plan, noise=None):
+        yield from ()
+
+    with pytest.raises(ValueError, match="the sampler idle yielded no step"):
+        latent(model, sampler=idle)
+
 
 def test_clip_skip_changes_the_picture_and_is_checked(model: Model) -> None:
     assert torch.equal(latent(model), latent(model, clip_skip=1))
@@ -148,8 +172,9 @@ def test_encode(model: Model) -> None:
     assert cond.context.shape == (2, 16, 32)
     assert cond.vector is None
     assert not torch.equal(cond.context[0], cond.context[1])  # "off" reads brackets literally
-    with pytest.raises(ValueError, match="a list of prompts"):
-        model.encode("a red circle")
+    for wrong, said in (("a red circle", "a list of prompts"), ([], "empty list"), ([1], "not a list with 1")):
+        with pytest.raises(ValueError, match=said):
+            model.encode(wrong)
 
 
 def test_what_does_not_fit_is_named(model: Model, caplog: pytest.LogCaptureFixture) -> None:
@@ -211,6 +236,8 @@ def test_a_model_folder_that_does_not_fit(tiny_model: Path, tmp_path: Path) -> N
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
         minisd.load(tmp_path)
+    with pytest.raises(ValueError, match="the model's name is empty"):
+        minisd.load("")
     with pytest.raises(ValueError, match="there is no model at"):
         minisd.load(tmp_path / "nowhere")
 
@@ -218,7 +245,7 @@ def test_a_model_folder_that_does_not_fit(tiny_model: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("preset", ["sd15", "sdxl"])
 def test_the_whole_path_runs_on_another_device(preset: str, model: Model) -> None:
     """On the meta device a stray CPU tensor raises: CUDA kept honest where there is none."""
-    config = Config.load(CONFIGS / f"{preset}.json")
+    config = shallow(Config.load(CONFIGS / f"{preset}.json"))
     with torch.device("meta"):
         parts = modules(config)
     tokenizers = [model.tokenizers[0]] * len(config.text)  # only the numbers matter, and those are not there

@@ -5,6 +5,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,21 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from minisd import recipe
-from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, Config
+from minisd.config import SAMPLER_NAMES, SCHEDULE_NAMES, Config, Defaults
 from minisd.dialects import name_of, of_text
 from minisd.image import save
-from minisd.infotext import MAX_TEXT, SCHEDULE_LABELS, Infotext, parse, recipe_text, write
-from minisd.settings import EMPHASIS_NAMES, Options, resolve
+from minisd.infotext import MAX_TEXT, Infotext, parse, recipe_text, write
+from minisd.settings import (
+    EMPHASIS_NAMES,
+    ETA_SAMPLERS,
+    LONG_PROMPT_NAMES,
+    MAX_FILE,
+    START_NAMES,
+    TILING_NAMES,
+    UPSCALE_NAMES,
+    Options,
+    resolve,
+)
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SD1, SD2, SDXL = (Config.load(CONFIGS / f"{name}.json") for name in ("sd15", "sd21", "sdxl"))
@@ -78,23 +89,80 @@ def test_ten_thousand_texts_taken_apart_are_what_they_were_made_of() -> None:
         assert parse(write(text)) == text
 
 
+SEED = st.integers(0, 2**64 - 1)
+FRACTION = NUMBER | st.floats(0, 1, width=16)
+OPTIONS = {  # ways to draw SD 1.x
+    **{"steps": st.integers(1, 1000), "cfg_scale": st.floats(0, 1000), "seed": SEED, "clip_skip": st.integers(1, 12)},
+    **{"sampler": st.sampled_from(SAMPLER_NAMES), "schedule": st.sampled_from(SCHEDULE_NAMES), "eta": FRACTION},
+    **{name: st.integers(1, 500).map(lambda n: 8 * n) for name in ("width", "height")},
+    **{"long_prompt": st.sampled_from(LONG_PROMPT_NAMES), "emphasis": st.sampled_from(EMPHASIS_NAMES)},
+    **{"vae_tiling": st.sampled_from(TILING_NAMES), "start_scale": st.sampled_from(START_NAMES)},
+    **{"guidance_rescale": FRACTION, "dynamic_threshold": st.floats(0.001, 1)},
+    "guidance_interval": st.tuples(FRACTION, FRACTION).filter(lambda two: two[0] < two[1]),
+}
+TOGETHER = [  # options that have no meaning without another
+    {"variation_seed": SEED, "variation_strength": st.floats(0, 1, exclude_min=True)},
+    {
+        **{"hires": st.floats(1, 4), "hires_strength": FRACTION, "hires_upscale": st.sampled_from(UPSCALE_NAMES)},
+        "hires_steps": st.integers(1, 1000) | st.none(),
+    },
+    {"image": st.just({"name": "a.png"}), "strength": FRACTION},
+    {
+        **{"image": st.just({"name": "a.png"}), "strength": FRACTION, "mask_blur": st.floats(0, 1000)},
+        **{"mask": st.just({"name": "b.png"})},
+    },
+    {
+        **{"image": st.just({"name": "a.png"}), "strength": FRACTION, "mask_blur": st.floats(0, 1000)},
+        **{"outpaint": st.lists(st.integers(0, 99), min_size=4, max_size=4)},
+    },
+]
+MADE = {
+    **{"device": st.sampled_from(("cpu", "cuda")), "dtype": st.sampled_from(("float32", "bfloat16"))},
+    **{name: TEXT.filter(bool) for name in ("vae", "loras", "embeddings", "variant", "revision")},
+    **{"ema": st.just("True"), "prediction": st.just("v")},
+}
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[dict, dict]:
+    """What `generate` is told beside prompts, and the rest of the recipe that comes of it."""
+    options = draw(st.fixed_dictionaries({}, optional=OPTIONS))
+    for together in draw(st.lists(st.sampled_from(TOGETHER), max_size=2)):
+        options |= draw(st.fixed_dictionaries(together))
+    if options.get("sampler", SD1.defaults.sampler) not in ETA_SAMPLERS:
+        options.pop("eta", None)
+    if options.get("hires") is not None:  # which goes with a picture, but not with a mask
+        options = {key: value for key, value in options.items() if key not in ("mask", "mask_blur", "outpaint")}
+    rest = {key: options.pop(key) for key in ("image", "mask", "outpaint") if key in options}
+    return options, rest | draw(st.fixed_dictionaries({}, optional=MADE))
+
+
 @MANY
-@given(RECIPE)
-def test_the_parameters_text_alone_gives_the_recipe_back(said: dict) -> None:
-    """Of a file that has lost its JSON. Two schedules may share a label, so labels are compared."""
-    found = of_text(recipe_text(said))
-    assert (found.source, found.prompt, found.negative_prompt or "") == (
-        "minisd",
-        said["prompt"],
-        said["negative_prompt"] or "",
-    )
-    for name in ("steps", "cfg_scale", "sampler", "eta", "seed", "width", "height", "clip_skip"):
-        assert found.options.get(name) == said[name]
-    assert SCHEDULE_LABELS[found.options["schedule"]] == SCHEDULE_LABELS[said["schedule"]]
-    weighted = any(mark in f"{said['prompt']}{said['negative_prompt']}" for mark in "([")
-    assert found.options.get("emphasis", said["emphasis"]) == said["emphasis"] or not weighted
-    assert found.made.get("model", "") == said["model"] and found.made["model_sha256"] == said["model_sha256"][:10]
-    assert found.ignored == () and found.notes == ()
+@given(PROMPT, TEXT | st.none(), drawn())
+def test_the_parameters_text_alone_gives_the_recipe_back(prompt: str, negative: str | None, call: tuple) -> None:
+    """Of a file that has lost its JSON: every setting, for a model with other defaults as well."""
+    options, rest = call
+    said = {"prompt": prompt, "negative_prompt": negative, **resolve(SD1, **options).to_dict(), **rest}
+    said = {key: value for key, value in said.items() if rest.get("image") or key not in ("strength", "mask_blur")}
+    found = of_text(recipe_text(json.loads(json.dumps(said))))
+    assert (found.source, found.prompt, found.negative_prompt) == ("minisd", prompt, negative)
+    other = replace(SD1, defaults=Defaults(640, 640, 7, 3.0, "lms", "beta", "karras", 0, None, 0.7, True))
+    for model in (SD1, other):
+        assert resolve(model, **found.options) == resolve(SD1, **options)
+    assert found.made.pop("device") == rest.pop("device", "cpu")
+    assert found.made.pop("dtype") == rest.pop("dtype", "float32")
+    for picture in {"image", "mask"} & set(rest):
+        assert found.made.pop(picture) == {} and rest.pop(picture)
+    assert {key: value for key, value in found.made.items() if key != "version"} == rest
+    assert found.ignored == () and len(found.notes) == ("strength" in said)
+
+
+def test_a_text_says_only_what_is_not_usual() -> None:
+    """AUTOMATIC1111's fields alone, for a call whose schedule it has."""
+    said = resolve(SD1, sampler="euler", schedule="karras").to_dict()
+    text = recipe_text({"prompt": "x", "negative_prompt": "", "device": "cpu", "dtype": "float32", **said})
+    fields = parse(text).fields
+    assert set(fields) == {"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "RNG", "Version"}
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
@@ -388,7 +456,7 @@ def test_whatever_type_an_option_has_in_a_file_is_taken_or_refused_in_words(name
         ('{"prompt": "x", "steps": 1' + "0" * 5000 + "}", "damaged"),
         ('{"prompt": "x", "a": ' + "[" * 100_000 + "]" * 100_000 + "}", "damaged"),
         ('{"prompt": "x", "a": ' + "[" * 10 + "]" * 10 + "}", "not what minisd writes"),
-        ('{"prompt": "' + "x" * 1_000_000 + '"}', "at most 1000000"),
+        ('{"prompt": "' + "x" * recipe.MAX_JSON + '"}', f"at most {recipe.MAX_JSON}"),
     ],
 )
 def test_a_damaged_recipe_is_refused_in_words(tmp_path: Path, text: str, said: str) -> None:
@@ -399,6 +467,14 @@ def test_a_damaged_recipe_is_refused_in_words(tmp_path: Path, text: str, said: s
     with pytest.raises(ValueError, match=said) as caught:
         recipe.read(tmp_path / "a.png")
     assert str(caught.value).startswith(f"{tmp_path}/a.png: ")
+
+
+def test_the_longest_prompt_of_a_file_is_read_back(tmp_path: Path) -> None:
+    picture, prompt = Image.new("RGB", (8, 8)), '"' * MAX_FILE
+    said = {"prompt": prompt, "negative_prompt": "", **resolve(SD1).to_dict()}
+    picture.info["minisd"] = json.dumps(said)
+    save(picture, tmp_path / "a.png")
+    assert recipe.read(tmp_path / "a.png").prompt == prompt
 
 
 RØD = "en rød cirkel 😀\nNegative prompt: blå\nSteps: 4, Sampler: euler, Seed: 3, RNG: CPU, Version: {}"

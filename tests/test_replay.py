@@ -124,6 +124,20 @@ def test_fifty_recipes_drawn_again_from_their_files(model: Model, run: Run) -> N
     assert same == 50
 
 
+def test_recipes_drawn_again_from_their_parameters_text_alone(model: Model, run: Run) -> None:
+    """Of files that have lost their JSON. The first says nothing: every default has to be found again."""
+    draw = random.Random(7)
+    plain = {"prompt": "a (red:1.3) circle AND a star", "num_images": 1}
+    for i in range(15):
+        picture = minisd.generate(model, **(random_call(draw, i) if i else {}) | plain | {"negative_prompt": "blue"})[0]
+        save(picture, Path("a.png"), overwrite=True)
+        with Image.open("a.png") as image:
+            write_text("b.png", image.info["parameters"])
+        ((again,), err) = run("--like", "b.png")
+        assert stored(again) == stored(Path("a.png")) and pixels(again) == picture.tobytes()
+        assert "note: b.png" not in err
+
+
 def test_two_lines_of_python_draw_it_again(model: Model, tmp_path: Path) -> None:
     (picture,) = minisd.generate(model, "a cat", seed=5, sampler="euler_a", eta=0.5, guidance_interval=(0.1, 0.9))
     save(picture, tmp_path / "a.jpg")

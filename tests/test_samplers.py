@@ -234,15 +234,19 @@ def test_permuting_the_batch_permutes_the_output(sampler: str) -> None:
     assert deviation(ours(sampler, plan, "v", LATENTS.flip(0)), ours(sampler, plan, "v").flip(0)) < 1e-6
 
 
-@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
-def test_every_step_runs_on_the_meta_device(sampler: str) -> None:
-    """A stray CPU tensor, or a wait for the device (.item()), raises there."""
-    config = UNetConfig(4, 4, (32,), 1, (1,), 1, heads=(2,), context_dim=24, vector_dim=12, groups=8)
+@pytest.fixture(scope="module")
+def meta_unet() -> UNet:
     with torch.device("meta"):
-        unet, x = UNet(config), torch.empty(2, 4, 8, 8)
-        cond = Conditioning(torch.empty(2, 6, 24), torch.empty(2, 12))
+        return UNet(UNetConfig(4, 4, (32,), 1, (1,), 1, heads=(2,), context_dim=24, vector_dim=12, groups=8))
+
+
+@pytest.mark.parametrize("sampler", SAMPLER_NAMES)
+def test_every_step_runs_on_the_meta_device(meta_unet: UNet, sampler: str) -> None:
+    """A stray CPU tensor, or a wait for the device (.item()), raises there."""
+    with torch.device("meta"):
+        x, cond = torch.empty(2, 4, 8, 8), Conditioning(torch.empty(2, 6, 24), torch.empty(2, 12))
     plan = make_plan(TABLE, 5, sampler)  # times 999, 799 ... 199: without and with guidance
-    predict = guided(unet, cond, cond, 5.0, rescale=0.7, interval=(300.0, 800.0))
+    predict = guided(meta_unet, cond, cond, 5.0, rescale=0.7, interval=(300.0, 800.0))
     noise = lambda sigma, sigma_next: torch.empty_like(x)  # noqa: E731
     steps = list(SAMPLERS[sampler](denoiser(predict, plan, "v"), x * plan.start, plan, noise))
     assert len(steps) == 5

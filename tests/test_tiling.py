@@ -9,11 +9,11 @@ from torch import Tensor
 
 import minisd
 from minisd import guards
+from minisd.eval.evaluate import SHAPES
 from minisd.nn.tiling import MIN_ROWS, Strips, decode_tiled
 from minisd.nn.vae import VAE
 from minisd.pipeline import Model
 from minisd.settings import resolve
-from minisd.eval.evaluate import SHAPES
 from minisd.world.world import World
 
 

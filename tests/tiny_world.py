@@ -46,3 +46,8 @@ def tiny_world(size: int = 32, **changes: object) -> World:
     """Three emoji and the shapes, without patterns, on plain grounds and on a meadow."""
     recipe = {"patterns": ("plain",), "grounds": ("plain", "meadow"), "font": "/no/font", **changes}
     return World(WorldRecipe(**recipe), size, pictures=PICTURES)
+
+
+def shape_captions(count: int) -> list[str]:
+    """Captions of shapes, always the same ones."""
+    return World(WorldRecipe(emoji=0)).captions(range(count), 0)

@@ -1,4 +1,5 @@
-"""The command line: `minisd generate`, `grid`, `prompt`, `convert`, `info`, `train`, `eval`. One module a command.
+"""The command line: `minisd generate`, `grid`, `prompt`, `convert`, `info`, `train`, `plot`, `eval`. One module a
+command.
 
 Paths of what was made go to stdout, everything else to stderr. Exit codes: 0 done, 2 bad input (one line; at most six
 on weights that do not fit), 1 a failure while running, 130 Ctrl-C. Nothing here imports torch before the flags have
@@ -19,6 +20,7 @@ COMMANDS = {
     "grid": "draw one sheet of pictures over one or two settings",
     "prompt": "explain how a prompt is read, token by token",
     "train": "train a model, stage by stage",
+    "plot": "draw the curves of training runs",
     "eval": "measure how much of what it is told a model draws",
     "info": "print the recipe of a picture, or what a model's file or folder holds",
     "convert": "turn a model from one file layout into another",

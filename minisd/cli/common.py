@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 LINE = 300  # the longest message
+MAX_THREADS = 1024
 NOTE = 4000  # the longest note: it names every word that a long prompt loses
 
 
@@ -33,6 +34,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.aliases: dict[str, str] = {}
+        self._negative_number_matcher = re.compile(r"-\.?[0-9]")  # -4,0,0,0 is a value, which its type refuses
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse, or raise BadInput."""
@@ -81,6 +83,13 @@ def positive(text: str) -> int:
     """A whole number of 1 or more."""
     if whole(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return whole(text)
+
+
+def threads(text: str) -> int:
+    """So many CPU threads."""
+    if not 1 <= whole(text) <= MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text} must be in 1..{MAX_THREADS}")
     return whole(text)
 
 
@@ -137,6 +146,11 @@ def flat(text: Any, limit: int = LINE) -> str:
     """A message as one line of limited length that any terminal can show."""
     line = " ".join(str(text).split()).encode("utf-8", "backslashreplace").decode("utf-8")
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def clean(text: str | None) -> str | None:
+    """Text without lone surrogates (bytes of the command line that are no UTF-8), which no file can hold."""
+    return text if text is None else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def lines(text: Any, most: int = 6) -> str:

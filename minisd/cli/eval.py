@@ -24,9 +24,11 @@ from .common import (
     number,
     positive,
     refusing,
+    threads,
     whole,
 )
-from .generate import DTYPES, NUMBERS, settled
+from .flags import DTYPES
+from .generate import NUMBERS, settled
 from .model import add_model_flags, check_model, load_model
 
 PARTS = ("geneval", "held_out", "shapes", "scenes")
@@ -86,7 +88,7 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
     add_choice(group, "--dtype", DTYPES, "auto")
-    group.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's choice)")
+    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one line of JSON on stdout, the tables on stderr")
     group.add_argument("--sheet", type=Path, metavar="FILE", help="a PNG of the first 32 pictures of each category")

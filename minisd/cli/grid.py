@@ -1,10 +1,11 @@
 """`minisd grid PROMPT --x steps=10,20 --y clip_skip=1,2`: a sheet of pictures, each drawn with other settings.
 
-Every cell is a whole call of `generate` whose flags differ in one or two values; the flags and their checks are those
-of `generate.py`. All cells are checked before the model is loaded.
+Every cell is a whole call of `generate` whose flags (`flags.py`) differ in one or two values, checked as there. All
+cells are checked before the model is loaded.
 """
 
 import argparse
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -13,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Config, check
-from ..settings import Settings
-from .common import BadInput, Parser, add_common, flat, near, notes, refusing
-from .generate import NUMBERS, add_flags, check_all, clean, given_prompt, given_seed, keywords, settled
+from ..settings import ETA_SAMPLERS, Settings
+from .common import BadInput, Parser, add_common, clean, flat, near, notes, refusing
+from .flags import add_flags
+from .generate import NUMBERS, check_all, given_prompt, given_seed, keywords, settled
 from .many import Team, read_team
 from .model import load_model
 from .output import add_output_flags, check_area, check_exact, check_folder, save_numbered, save_sheet, show
+from .prompt import check_lengths
 
 AXES = ("prompt", "negative_prompt", "seed", *(name for name in NUMBERS if name not in ("num_images", "batch_size")))
+SEEDS = ("seed", "variation_seed")  # of which -1 is a random one
 MAX_CELLS = 400
 
 EPILOG = """examples:
@@ -118,7 +122,8 @@ def read_axis(parser: Parser, flag: str, text: str | None) -> Axis:
     mark = ";" if ";" in values or name in ("prompt", "negative_prompt") else ","
     kind = parser._option_string_actions[option].type or clean
     try:
-        return Axis(name, tuple(kind(part.strip()) for part in values.split(mark)))
+        read = [kind(part.strip()) for part in values.split(mark)]
+        return Axis(name, tuple(secrets.randbelow(2**32) if name in SEEDS and v == -1 else v for v in read))
     except argparse.ArgumentTypeError as error:
         raise BadInput(f"{flag} {name}: {error}") from error
 
@@ -133,14 +138,20 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
         raise BadInput("minisd grid draws in one process: start it without torchrun")
     if "prompt" in (x.name, y.name):
         args.prompt = ""
+    eta = args.eta
     given_prompt(args)
-    seeds = next((axis.values for axis in (x, y) if axis.name == "seed"), None)
-    args.seed = seeds[0] if seeds else given_seed(args, "seed", Team())
+    axes = {axis.name: axis.values for axis in (x, y)}
+    args.seed = axes["seed"][0] if "seed" in axes else given_seed(args, "seed", Team())
+    if args.variation_strength or "variation_strength" in axes:
+        args.variation_seed = given_seed(args, "variation_seed", Team())
     with refusing():
         count = len(x.values) * len(y.values)
         check(count <= MAX_CELLS, f"{count} cells are asked for: a sheet has at most {MAX_CELLS}")
-    config = check_all(args)
+    config = check_all(args, axes)
     cells = [y.set(x.set(args, column), row) for row in y.values for column in x.values]
+    for cell in cells:
+        if "sampler" in axes and eta is None and "eta" not in axes and cell.sampler not in ETA_SAMPLERS:
+            cell.eta = None  # of --like, for its own sampler
     settings = [settled_cell(cell, config, x, y) for cell in cells]
     with refusing():
         check_area(count, max(s.width for s in settings), max(s.height for s in settings))
@@ -150,6 +161,7 @@ def checked(args: argparse.Namespace, x: Axis, y: Axis) -> list[argparse.Namespa
             check_exact(args, [args.output], (".png",))
         if args.cells is not None:
             check_folder(args.cells, f"00000-{args.seed}.png")
+    check_lengths(args, ((c.prompt, c.negative_prompt, s) for c, s in zip(cells, settings, strict=True)))
     return cells
 
 

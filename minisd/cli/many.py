@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check
+from ..settings import MAX_FILE
 from .common import BadInput, flat, refusing
 
-MAX_FILE = 2**24  # bytes of prompts
 MAX_PICTURES = 100_000  # of one call; their numbers then have five digits
-TOGETHER = 8  # pictures dealt out at a time where no batch size is said: what CUDA draws at once
 MACHINE = ("device", "minisd", "torch")  # what of a recipe may differ from run to run
 
 
@@ -30,14 +29,12 @@ class Team:
     world: int = 1
     local: int | None = None  # its number on this machine
 
-    def share(self, count: int, size: int | None) -> list[int]:
-        """Which of so many pictures this process draws: they are dealt out in turn, a batch of `size` at a time.
+    def share(self, count: int) -> range:
+        """Which of so many pictures this process draws: one stretch of them, as long as the others' or by one longer.
 
-        Fewer at a time where some would get none. The shares of all are each picture once, and no share hangs on
-        what is drawn already: two processes that look at different times agree.
+        No share hangs on what is drawn already: two processes that look at different times agree.
         """
-        size = min(size or TOGETHER, -(-count // self.world))
-        return [i for i in range(count) if i // size % self.world == self.rank]
+        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
 
     def device(self, asked: str) -> str:
         """Under torchrun "auto" is a CUDA device of one's own, as far as there are enough."""

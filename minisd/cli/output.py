@@ -90,7 +90,7 @@ def check_output(args: argparse.Namespace, settings: Settings, team: Team) -> No
         check_folder(args.outdir, f"00000-{seeds_of(settings, 0)}.png")
         return
     names = names_of(args, settings)
-    own = [names[i] for i in team.share(len(names), settings.batch_size)]
+    own = [names[i] for i in team.share(len(names))]
     check_exact(args, [*own, *([args.output] if args.grid else [])], (".png",) if args.grid else SUFFIXES)
 
 

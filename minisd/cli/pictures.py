@@ -3,6 +3,7 @@
 import argparse
 import logging
 import re
+from collections.abc import Collection
 
 from ..config import Config, check
 from ..settings import UPSCALE_NAMES
@@ -53,18 +54,23 @@ def sides(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
 
 
-def read_pictures(args: argparse.Namespace) -> None:
+def read_pictures(args: argparse.Namespace, axes: Collection[str] = ()) -> None:
     """Check which flags go together, and read the files: into `args.image` and `args.mask_image`.
+
+    Args:
+        axes: names that will have values, one a picture.
 
     Raises:
         BadInput: the first thing that does not fit.
     """
     args.image, args.mask_image = None, None
-    given = {name for name in (*NEEDS, "hires") if getattr(args, name) is not None}
+    given = {name for name in (*NEEDS, "init_img", "hires") if getattr(args, name) is not None or name in axes}
     with refusing():
         for name, needed in NEEDS.items():
-            there = any(getattr(args, other) is not None for other in needed)
-            check(name not in given or there, f"{flag(name)} means nothing without {' or '.join(map(flag, needed))}")
+            check(
+                name not in given or given & {*needed},
+                f"{flag(name)} means nothing without {' or '.join(map(flag, needed))}",
+            )
         for one, other in NEVER:
             check(not {one, other} <= given, f"{flag(one)} does not go with {flag(other)}")
         if args.init_img is None:

@@ -7,20 +7,21 @@ steps, or is several at once, is told in two parts: which texts hold when, and e
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..config import Defaults, NoiseConfig, TextConfig
-from ..settings import EDITED, OWN, integer
-from ..text.chunks import BEGINS, Block, Layout, Row, lay_out
+from ..settings import EDITED, OWN, Settings, integer
+from ..text.chunks import BEGINS, Layout, lay_out
 from ..text.editing import Phase, phases
 from ..text.lint import lint, lint_edits
+from ..text.rows import Block, Row
 from ..text.tokenizer import Tokenizer, read_vocabulary
 from ..weights.find import TOKENIZERS, check_options, locate
 from ..weights.find import read_config as own_config
-from .common import Parser, add_common, refusing, whole
-from .generate import add_text_flags, clean
+from .common import Parser, add_common, clean, refusing, whole
+from .flags import add_text_flags
 
 EPILOG = """examples:
   minisd prompt "a (red:1.3) circle BREAK on a white background"
@@ -80,7 +81,8 @@ def read_tokenizers(args: Namespace) -> tuple[list[Tokenizer], int]:
         v = read_vocabulary(args.tokenizer)
         config = TextConfig(vocab_size=len(v.ids), bos_id=v.bos_id, eos_id=v.eos_id, pad_id=v.pad_id)
         return [Tokenizer(args.tokenizer, config)], Defaults().steps
-    kind, path = locate(args.model, offline=args.offline, weights=False)
+    source = {"revision": getattr(args, "revision", None), "variant": getattr(args, "variant", None)}
+    kind, path = locate(args.model, offline=args.offline, weights=False, **source)
     check_options(kind, path, args.tokenizer, prediction=None, variant=None, ema=False)
     if kind == "minisd":
         config = own_config(path)
@@ -99,11 +101,36 @@ def read_tokenizers(args: Namespace) -> tuple[list[Tokenizer], int]:
     return tokenizers, config.defaults.steps
 
 
+def check_lengths(args: Namespace, calls: Iterable[tuple[str, str | None, Settings]]) -> None:
+    """Refuse what long_prompt "error" will, before the model is loaded: of each call prompt, negative and settings.
+
+    Not where there are embeddings: how many tokens their words are only their files say.
+
+    Raises:
+        BadInput: which text is too long, and what does not fit.
+    """
+    calls = [call for call in calls if call[2].long_prompt == "error"]
+    if not calls or args.embedding:
+        return
+    with refusing():
+        tokenizers, _ = read_tokenizers(args)
+        for *prompts, settings in calls:
+            for compose, prompt in zip((True, False), prompts, strict=True):
+                script = script_of(prompt or "", settings.steps, settings.emphasis, compose)
+                for text in dict.fromkeys(texts_of(script)):
+                    lay_out(tokenizers, text, settings.emphasis, "error")
+
+
+def script_of(prompt: str, steps: int, emphasis: str, compose: bool) -> list[Phase]:
+    """What is said when."""
+    return phases(prompt, steps, compose) if emphasis in EDITED else [Phase(0, steps, (((prompt, 1.0),),))]
+
+
 def explain(tokenizers: list[Tokenizer], name: str, prompt: str, steps: int, args: Namespace) -> dict[str, Any]:
     """Everything there is to say of a prompt, as plain data. Steps and texts are counted from 1."""
     emphasis, long_prompt = args.emphasis or OWN["emphasis"], args.long_prompt or OWN["long_prompt"]
-    edited, compose = emphasis in EDITED, name == "prompt"
-    script = phases(prompt, steps, compose) if edited else [Phase(0, steps, (((prompt, 1.0),),))]
+    compose = name == "prompt"
+    script = script_of(prompt, steps, emphasis, compose)
     said = {text: i for i, text in enumerate(dict.fromkeys(texts_of(script)), start=1)}
     return {
         "text": prompt,
@@ -118,7 +145,7 @@ def explain(tokenizers: list[Tokenizer], name: str, prompt: str, steps: int, arg
             for phase in script
         ],
         "texts": [explain_text(tokenizers, text, emphasis, long_prompt) for text in said],
-        "lint": lint_edits(prompt, steps, compose) if edited else [],
+        "lint": lint_edits(prompt, steps, compose) if emphasis in EDITED else [],
     }
 
 

@@ -1,8 +1,8 @@
 """Both towers of our own CLIP, kept to score pictures by.
 
 In: a folder with clip.safetensors and tokenizer/, as `minisd train export` writes them into RUN/judge. Out: a `Clip`.
-The score is 2.5 max(cos, 0) of a picture and its prompt: Hessel et al. 2021, https://arxiv.org/abs/2104.08718. This CLIP
-has seen the world alone, so the figures say nothing beside those of OpenAI's.
+The score is 2.5 max(cos, 0) of a picture and its prompt: Hessel et al. 2021, https://arxiv.org/abs/2104.08718. This
+CLIP has seen the world alone, so the figures say nothing beside those of OpenAI's.
 """
 
 import json

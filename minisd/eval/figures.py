@@ -52,9 +52,9 @@ def frechet_figures(kept: Kept, answers: Answers) -> dict[str, Any]:
 
 
 def nearest_figures(kept: Kept, world: World, answers: Answers, learned: int) -> dict[str, Any]:
-    """How far pictures are from the nearest of some training pictures, in features and in pixels (root mean square, 0 to
-    255), a model's and unseen real ones; and how many of a model's are nearer than 99 of 100 real ones: copies, if they
-    are more than one in a hundred."""
+    """How far pictures are from the nearest of some training pictures, in features and in pixels (root mean square, 0
+    to 255), a model's and unseen real ones; and how many of a model's are nearer than 99 of 100 real ones: copies, if
+    they are more than one in a hundred."""
     training = torch.cat(
         [to_bytes(world.pictures(range(i, min(i + LOT, learned))), world.size) for i in range(0, learned, LOT)]
     )

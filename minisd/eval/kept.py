@@ -14,7 +14,7 @@ from torch import Tensor
 from ..world import judge as judges
 from ..world.known import vocabulary
 from ..world.recipe import WorldRecipe
-from ..world.scenes import Vocabulary
+from ..world.vocabulary import Vocabulary
 from ..world.world import World
 from .clip import Clip, load_clip
 
@@ -38,7 +38,9 @@ class Kept:
         Raises:
             ValueError: its font is not there.
         """
-        return World(replace(self.recipe, font=font or self.recipe.font), self.judge.words.size, self.judge.answers.weight.device)
+        return World(
+            replace(self.recipe, font=font or self.recipe.font), self.judge.words.size, self.judge.answers.weight.device
+        )
 
 
 def load_kept(folder: Path, device: torch.device | str = "cpu") -> Kept:

@@ -19,8 +19,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..world.captions import captions
+from ..world.chance import pick
 from ..world.mark import Thing, Told, told
-from ..world.scenes import Scene, Vocabulary, pick
+from ..world.scenes import Scene
+from ..world.vocabulary import Vocabulary
 from ..world.words import NUMBERS, article, plural
 
 GENEVAL = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")

@@ -58,6 +58,14 @@ class Prepared:
         return Prepared(kv, vector, concat, len(range(self.items)[index]))
 
 
+def without_text(cond: Conditioning, pooled: int) -> Conditioning:
+    """Zeros in place of the context and of the vector's first `pooled` numbers; the sizes behind them stay."""
+    vector = None if cond.vector is None else cond.vector.clone()
+    if vector is not None:
+        vector[:, :pooled] = 0
+    return Conditioning(torch.zeros_like(cond.context), vector, cond.concat)
+
+
 def join(parts: Sequence[Conditioning]) -> Conditioning:
     """One batch from several. Contexts of different length are repeated to their common multiple.
 

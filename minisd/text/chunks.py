@@ -10,39 +10,13 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby, pairwise
-from operator import attrgetter, mul
+from itertools import accumulate
 
 from ..config import check
 from .emphasis import Break, Span, parse
+from .rows import Block, Laid, Pooled, Row, Unit, chunk, one_row, size
+from .summary import summarize
 from .tokenizer import Tokenizer, literal, segments
-
-BACKTRACK = 20  # tokens; a comma as near as this to a chunk's end ends it (AUTOMATIC1111's default)
-MAX_PHRASES = 64  # of a summary's candidates; each round encodes them all
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """What is never torn apart: one token, or all tokens that an embedding's word stands for."""
-
-    ids: tuple[tuple[int, ...], ...]  # for each tower
-    weight: float
-    word: int  # its number in the prompt
-    comma: bool = False  # a comma by itself
-    stop: bool = False  # a phrase ends with it
-
-    def __len__(self) -> int:
-        """Tokens, in the tower where it has most of them."""
-        return max(map(len, self.ids))
-
-
-@dataclass(frozen=True)
-class Block:
-    """A stretch of the context: its units, and the rows of the encoder that read them, as (first, behind the last)."""
-
-    units: tuple[Unit, ...]
-    rows: tuple[tuple[int, int], ...]  # one, unless windows overlap
-    begins: str = ""  # why it begins where it does, a key of BEGINS
 
 
 @dataclass(frozen=True)
@@ -83,11 +57,6 @@ class Layout:
     report: Report
 
 
-Row = Sequence[Unit]
-Pooled = Callable[[list[Row]], list[list[float]]]  # rows to the pooled vectors of the encoder, each of length 1
-Laid = tuple[list[Block], list[int]]  # blocks, and the numbers of the words that were moved
-
-
 def lay_out(
     tokenizers: Sequence[Tokenizer], prompt: str, emphasis: str, long_prompt: str, pooled: Pooled | None = None
 ) -> Layout:
@@ -114,8 +83,13 @@ def lay_out(
             moved.update(those)
         blocks += [replace(made[0], begins="BREAK" if i else ""), *made[1:]]
     report = account(sections, blocks, moved, words, room)
-    check(long_prompt != "error" or not report.losses, f"the prompt is too long: {report.losses}")
+    check(long_prompt != "error" or not report.losses, f"{short(prompt)} is too long: {report.losses}")
     return Layout(tuple(blocks), report)
+
+
+def short(prompt: str) -> str:
+    """A prompt or negative prompt in a message: its beginning."""
+    return f"the text {prompt if len(prompt) <= 40 else prompt[:39] + '…'!r}"
 
 
 def tokenise(tokenizers: Sequence[Tokenizer], spans: Iterable[Span | Break]) -> tuple[list[list[Unit]], list[str]]:
@@ -171,35 +145,6 @@ def plain_units(tokenizers: Sequence[Tokenizer], text: str, weight: float, words
     return units
 
 
-def size(units: Iterable[Unit]) -> int:
-    """Tokens."""
-    return sum(map(len, units))
-
-
-def one_row(units: Row, begins: str = "") -> Block:
-    """A block that the encoder reads in one row."""
-    return Block(tuple(units), ((0, len(units)),), begins)
-
-
-def chunk(units: Row, room: int, pooled: Pooled | None = None) -> Laid:
-    """Rows one after the other, as AUTOMATIC1111 does: a full one ends behind its last comma, if that is near."""
-    blocks, moved = [], []
-    start, filled, comma, begins = 0, 0, None, ""  # comma: the last one of the row, and the tokens before it
-    for i, unit in enumerate(units):
-        fits = filled + len(unit) <= room
-        while filled + len(unit) > room:
-            near = comma is not None and filled == room and not unit.comma and filled - comma[1] <= BACKTRACK
-            end = comma[0] + 1 if near else i
-            blocks.append(one_row(units[start:end], begins))
-            begins = "comma" if near else "full" if filled == room else "embedding"
-            moved += [tail.word for tail in units[end : i + (begins == "embedding")]]
-            start, filled, comma = end, size(units[end:i]), None
-        if unit.comma and fits:  # one that begins a row is not remembered
-            comma = i, filled
-        filled += len(unit)
-    return [*blocks, one_row(units[start:], begins)], moved
-
-
 def window(units: Row, room: int, pooled: Pooled | None = None) -> Laid:
     """One block that overlapping rows read; each token's vector is a mix of those rows' (see `shares`).
 
@@ -231,55 +176,6 @@ def truncate(units: Row, room: int, pooled: Pooled | None = None) -> Laid:
     """One row; what does not fit is dropped."""
     ends = [*accumulate(map(len, units))]
     return [one_row(units[: bisect_right(ends, room)])], []
-
-
-def summarize(units: Row, room: int, pooled: Pooled | None = None) -> Laid:
-    """One row of whole phrases, in their order, near in meaning to the whole prompt.
-
-    The whole prompt's vector is the mean of its chunks' pooled vectors, each counted by its tokens. From nothing on,
-    the phrase is added with which the row's pooled vector has the highest cosine to it, while one fits. Phrases end
-    with commas and sentences; one that fills more than a row is cut at words, into quarters of a row.
-
-    Raises:
-        ValueError: there is no encoder to ask.
-    """
-    check(pooled is not None, "summarize asks the text encoder, which is not there")
-    rows = [block.units for block in chunk(units, room)[0]]
-    weighted = [[size(row) * x for x in vector] for row, vector in zip(rows, pooled(rows), strict=True)]
-    whole = [sum(column) for column in zip(*weighted, strict=True)]
-
-    def nearness(candidates: list[Row]) -> list[float]:
-        return [sum(map(mul, whole, vector)) for vector in pooled(candidates)]
-
-    parts = phrases(units, room)
-    alone = nearness(parts)
-    best = sorted(range(len(parts)), key=lambda i: -alone[i])[:MAX_PHRASES]
-    chosen: list[int] = []
-    while True:
-        left = room - sum(size(parts[i]) for i in chosen)
-        options = [sorted([*chosen, i]) for i in best if i not in chosen and size(parts[i]) <= left]
-        if not options:
-            return [one_row([unit for i in chosen for unit in parts[i]])], []
-        scores = nearness([[unit for i in option for unit in parts[i]] for option in options])
-        chosen = options[scores.index(max(scores))]
-
-
-def phrases(units: Row, room: int) -> list[Row]:
-    """Units cut behind commas and sentences; what fills more than a row is cut further."""
-    ends = [0, *(i for i, unit in enumerate(units, start=1) if unit.stop), len(units)]
-    found = [units[start:end] for start, end in pairwise(ends) if end > start]
-    return [part for phrase in found for part in ([phrase] if size(phrase) <= room else pieces(phrase, room))]
-
-
-def pieces(phrase: Row, room: int) -> list[Row]:
-    """Runs of words of at most a quarter of a row; a word longer than that is one run, or some if no row holds it."""
-    runs: list[list[Unit]] = [[]]
-    for _, group in groupby(phrase, attrgetter("word")):
-        word = list(group)
-        if runs[-1] and size(runs[-1]) + size(word) > room // 4:
-            runs.append([])
-        runs[-1] += word
-    return [block.units for run in runs for block in chunk(run, room)[0]]
 
 
 def account(

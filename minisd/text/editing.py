@@ -10,8 +10,9 @@ In: prompts and a number of steps. Out: stages, each with the texts that hold fr
 All of it nests. Brackets of any other content, (x:1.2), [x], and escapes (a backslash and a sign) are handed on as they
 are, for the emphasis parser, and so is whatever does not close. Where AUTOMATIC1111 differs: its sampling loop counts
 from 0 against steps from 1, so that its first text holds one look longer; its two-look samplers count looks, not steps;
-a `|` that alternates nothing makes it take the whole prompt literally; it splits at AND inside brackets too, and reads
-a weight where there is no AND ("16:9"). Only its two readings of brackets have this syntax: see settings.EDITED.
+a `|` that alternates nothing makes it take the whole prompt literally; it splits at AND before all else, through any
+bracket, where here [a AND b|c] composes at every second step and (a AND b) says the word; and it reads a weight where
+there is no AND ("16:9"). Only its two readings of brackets have this syntax: see settings.EDITED.
 https://github.com/AUTOMATIC1111/stable-diffusion-webui/wiki/Features#prompt-editing
 AND: Liu et al. 2022, https://arxiv.org/abs/2206.01714
 """

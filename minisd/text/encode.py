@@ -19,9 +19,10 @@ from ..config import Config
 from ..nn.blocks import sinusoids
 from ..nn.clip import CLIPText
 from ..nn.conditioning import Conditioning, join
-from .chunks import Block, Layout, Row, lay_out, shares
-from .chunks import size as tokens
+from .chunks import Layout, lay_out, shares, short
 from .emphasis import EMPHASIS
+from .rows import Block, Row
+from .rows import size as tokens
 from .tokenizer import Tokenizer
 
 log = logging.getLogger("minisd")
@@ -67,11 +68,10 @@ def encode(
 
 def tell(prompt: str, layout: Layout) -> None:
     """Log what does not fit, and what was done about it."""
-    name = f"the prompt {prompt if len(prompt) <= 40 else prompt[:39] + '…'!r}"
     if layout.report.losses:
-        log.warning("%s: %s", name, layout.report.losses)
+        log.warning("%s: %s", short(prompt), layout.report.losses)
     if layout.report.changes:
-        log.info("%s: %s", name, layout.report.changes)
+        log.info("%s: %s", short(prompt), layout.report.changes)
 
 
 def read(

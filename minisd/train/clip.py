@@ -179,7 +179,9 @@ class ClipStage:
 
 def told_alike(told: list[str], shown: list[str]) -> Tensor:
     """1 where what is told is what is shown (told, shown)."""
-    return torch.tensor([[float(a == b) for b in shown] for a in told])
+    numbers: dict[str, int] = {}
+    rows, columns = (torch.tensor([numbers.setdefault(text, len(numbers)) for text in some]) for some in (told, shown))
+    return (rows[:, None] == columns).float()
 
 
 def initialise(text: CLIPText) -> CLIPText:

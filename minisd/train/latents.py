@@ -1,11 +1,11 @@
 """The latents of the training pictures, made once.
 
 In: the trained VAE and the pictures. Out: posterior means in fp16, (count, c, h, w), kept in the run folder in files of
-`SHARD` pictures each. A file is whole or not there, so what was interrupted goes on with the next one, and many
+64 batches each. A file is whole or not there, so what was interrupted goes on with the next one, and many
 processes take turns. Each tells by which VAE it was made; those of another one are made anew.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,34 +17,33 @@ from tqdm import tqdm
 from ..nn.vae import VAE
 from ..weights.write import write_tensors
 from . import processes
+from .data import Examples
 from .stop import Stopped, now
 
-SHARD = 4096  # pictures in a file
-BATCH = 64  # pictures the encoder reads at a time
+PIXELS = 1 << 20  # that the encoder reads at a time: 64 pictures of 128 x 128, or 4 of 512 x 512
 
 
-def cached_latents(
-    folder: Path, vae: VAE, count: int, pictures: Callable[[Sequence[int]], Tensor], source: str, until: float
-) -> Tensor:
+def cached_latents(folder: Path, vae: VAE, count: int, examples: Examples, source: str, until: float) -> Tensor:
     """Posterior means of the first `count` training pictures, fp16 (count, c, h, w).
 
     Args:
-        pictures: indices -> (b, 3, H, W) in [-1, 1].
         source: what the pictures are, in words that change when they do.
         until: as in `loop.run`.
 
     Raises:
         Stopped: the time is over; the files made so far are kept.
     """
-    tag = fingerprint(vae, source)
-    parts = [(folder / f"{i:08d}.safetensors", range(i, min(i + SHARD, count))) for i in range(0, count, SHARD)]
+    tag, batch = fingerprint(vae, source), max(1, min(64, PIXELS // examples.size**2))
+    shard = 64 * batch
+    parts = [(folder / f"{i:08d}.safetensors", range(i, min(i + shard, count))) for i in range(0, count, shard)]
     missing = [part for part in parts if not covers(*part, tag)]
     processes.wait()  # nobody writes before all have looked
     folder.mkdir(parents=True, exist_ok=True)
     for mine in tqdm(turns(missing), desc="latents", unit="file", disable=not (missing and processes.chief())):
         if mine is not None:
             path, indices = mine
-            latents = torch.cat([encoded(vae, pictures(indices[i : i + BATCH])) for i in range(0, len(indices), BATCH)])
+            batches = (indices[i : i + batch] for i in range(0, len(indices), batch))
+            latents = torch.cat([encoded(vae, examples.pictures(some)) for some in batches])
             write_tensors(path, {"latents": latents}, {"made": tag})
         if processes.together(now() > until):
             raise Stopped("latents: stopped; the same command goes on with the next file")
@@ -83,5 +82,5 @@ def fingerprint(vae: VAE, source: str) -> str:
     """A name for what latents depend on: the pictures, the encoder's weights and the scale factor."""
     digest = sha256(f"{source} {vae.config}".encode())
     for tensor in vae.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

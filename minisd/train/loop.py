@@ -7,7 +7,8 @@ processes share what one would have seen.
 """
 
 import math
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from ..files import atomic
 from ..nn.attention import Core, explicit, sdpa
 from . import processes
+from .board import Board
 from .checkpoint import State, restore, save
 from .log import Log
 from .optimizer import Optimizer, exponent, flat_gradients, schedule, update_ema
@@ -54,7 +56,13 @@ class Stage(Protocol):
 
 
 def run(
-    stage: Stage, out: Path, device: torch.device, resume: bool = False, until: float = math.inf, quiet: bool = False
+    stage: Stage,
+    out: Path,
+    device: torch.device,
+    resume: bool = False,
+    until: float = math.inf,
+    quiet: bool = False,
+    tensorboard: bool = False,
 ) -> None:
     """Train a stage to its last step, from the first or from where its checkpoint stands.
 
@@ -79,8 +87,7 @@ def run(
     processes.wait()  # nobody writes before all have read
     steps, look = range(state.step, recipe.steps), {"desc": stage.name, "unit": "step", "disable": quiet or not chief}
     bar = tqdm(steps, initial=state.step, total=recipe.steps, **look)
-    writing = closing(Log(out / f"{stage.name}.jsonl", state.step)) if chief else nullcontext()
-    with writing as log, stopping(until) as asked, bar:
+    with sinks(stage.name, out, state.step, tensorboard) as (log, board), stopping(until) as asked, bar:
         prepared = stage.prepare(state.step, part) if steps else ()
         for step in bar:
             started = perf_counter()
@@ -92,14 +99,26 @@ def run(
             if chief:
                 row |= {"images_per_second": recipe.batch / (perf_counter() - started)}
                 log.write(row)
+                if board:
+                    board.write(row)
                 bar.set_postfix(loss=f"{told['loss']:.4f}", img_s=f"{row['images_per_second']:.0f}")
-                keep(stage, state, log, out, bool(told["stop"]))
+                keep(stage, state, out, log, board, bool(told["stop"]))
             check_patience(stage.name, state)
             if told["stop"]:
                 processes.wait()
                 said = f"{stage.name}: stopped at step {state.step} of {recipe.steps}"
                 raise Stopped(f"{said}; --resume goes on from there", max(asked(), 0))
     processes.wait()  # nobody reads the checkpoint before it is written
+
+
+@contextmanager
+def sinks(name: str, out: Path, step: int, tensorboard: bool) -> Iterator[tuple[Log | None, Board | None]]:
+    """Where the rows go: the log and, if asked for, TensorBoard; nowhere in a process that is not the chief."""
+    if not processes.chief():
+        yield None, None
+        return
+    with closing(Log(out / f"{name}.jsonl", step)) as log, ExitStack() as stack:
+        yield log, stack.enter_context(closing(Board(out / "tensorboard" / name, step))) if tensorboard else None
 
 
 def begin(stage: Stage) -> tuple[State, Tensor]:
@@ -123,8 +142,9 @@ def attempt(
     gradients.zero_()
     loss.backward()
     processes.average(gradients)
-    values = (loss.detach(), stop, *metrics.values())
-    figures = torch.stack([torch.as_tensor(v, dtype=torch.float32, device=device) for v in values])
+    # `full` fills on the device; a number copied there would wait for all that it has yet to do.
+    values = [loss, torch.full((), float(stop), device=device), *metrics.values()]
+    figures = torch.stack([value.detach().float() for value in values])
     processes.average(figures)
     return ["loss", "stop", *metrics, "norm"], torch.cat([figures, gradients.norm().view(1)])
 
@@ -145,11 +165,13 @@ def advance(state: State, recipe: StageRecipe, gradients: Tensor, told: dict[str
     return {"step": step, "lr": rate, **figures, "images": recipe.batch}
 
 
-def keep(stage: Stage, state: State, log: Log, out: Path, stop: bool) -> None:
+def keep(stage: Stage, state: State, out: Path, log: Log, board: Board | None, stop: bool) -> None:
     """A grid and a checkpoint where they are due; the grid first, so that no run goes on behind one never drawn."""
     recipe, last = stage.recipe, state.step == stage.recipe.steps
     if last or state.step % recipe.grid_every == 0:
-        draw_grid(stage, state.ema, out / f"{stage.name}-{state.step:06d}.png")
+        image = draw_grid(stage, state.ema, out / f"{stage.name}-{state.step:06d}.png")
+        if board:
+            board.show(image, state.step)
     if last or stop or state.step % recipe.save_every == 0:
         log.sync()
         save(out / f"{stage.name}.safetensors", state, recipe)
@@ -162,7 +184,7 @@ def check_patience(name: str, state: State) -> None:
         raise FloatingPointError(f"{said}: try a lower lr in the recipe, or autocast = false")
 
 
-def draw_grid(stage: Stage, ema: dict[str, Tensor], path: Path) -> None:
+def draw_grid(stage: Stage, ema: dict[str, Tensor], path: Path) -> Image:
     """The stage's own picture, drawn with the EMA weights; the weights in training are put back after."""
     named = dict(stage.module.named_parameters())
     kept = {name: named[name].detach().clone() for name in ema}
@@ -176,6 +198,7 @@ def draw_grid(stage: Stage, ema: dict[str, Tensor], path: Path) -> None:
             named[name].copy_(kept[name])
     with atomic(path) as temporary:
         image.save(temporary, "PNG")
+    return image
 
 
 def fast_core() -> Core:

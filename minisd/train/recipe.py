@@ -4,8 +4,10 @@ In: configs/train/*.toml. Out: a `Recipe` that names the model config and says h
 """
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..config import build, check, one_of
 from ..world.recipe import WorldRecipe
@@ -65,6 +67,7 @@ class VaeRecipe(StageRecipe):
 
     kl: float = 1e-4
     gradient: float = 1.0
+    decoder_only: bool = False  # leave the encoder as it is: a UNet was trained on its latents
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,40 @@ class UnetRecipe(StageRecipe):
     latents: int = 48_000
     drop_prompt: float = 0.1
     text_lr: float = 0.0  # learning rate of the text tower as a part of `lr`; 0: frozen
+    clip_skips: tuple[int, ...] = ()  # each step draws one of them, so that all work; (): the model's own
     snr_gamma: float = 5.0
     time_power: float = 1.0  # training times are u ** time_power of the table, u even in 0..1
     time_balance: float = 0.0  # the loss at time t (0..1) is divided by t ** time_balance
+    checkpointing: bool = False  # compute activations twice: less memory, a third more time
+    unseen: int = 256  # examples that the loss is measured on at each grid
+    shown: int = 16  # pictures of a grid
+
+
+@dataclass(frozen=True)
+class LoraRecipe(UnetRecipe):
+    """Low-rank factors beside a frozen model. `text_lr` above 0 puts factors into the text encoders as well."""
+
+    steps: int = 1000
+    batch: int = 4
+    lr: float = 1e-4
+    unseen: int = 16
+    shown: int = 4
+    rank: int = 8
+    alpha: float | None = None  # the change is scaled by alpha / rank; None: alpha = rank
+    layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out")  # linear layers, by the end of their names
+    base: str = "auto"  # precision of the frozen weights: auto, fp32 or bf16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("base", self.base, ("auto", "fp32", "bf16"))
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """How the pictures of a folder are shown."""
+
+    random_crop: bool = False  # cut to squares anywhere; False: in the middle
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,22 +130,52 @@ class JudgeRecipe(StageRecipe):
 
 @dataclass(frozen=True)
 class Recipe:
-    """All stages of one model. `config` is the model config's path, relative to the recipe."""
+    """All stages of one model.
 
-    config: str
-    size: int
-    tokenizer: TokenizerRecipe
-    clip: ClipRecipe
-    vae: VaeRecipe
-    unet: UnetRecipe
+    config: the model config's path, relative to the recipe; None: that of the model it starts from.
+    size: of the pictures, in pixels; None: the model's own width.
+    """
+
+    config: str | None = None
+    size: int | None = None
+    data: DataRecipe = DataRecipe()
+    tokenizer: TokenizerRecipe = TokenizerRecipe()
+    clip: ClipRecipe | None = None
+    vae: VaeRecipe | None = None
+    unet: UnetRecipe | None = None
+    lora: LoraRecipe = LoraRecipe()
     world: WorldRecipe = field(default_factory=WorldRecipe)
     judge: JudgeRecipe = field(default_factory=JudgeRecipe)
 
     @staticmethod
-    def load(path: str | Path) -> "Recipe":
+    def load(path: str | Path, changes: Sequence[str] = ()) -> "Recipe":
         """Read a TOML recipe.
+
+        Args:
+            changes: such as "unet.steps=500": what stands otherwise than in the file, in TOML's own spelling.
 
         Raises:
             ValueError: a field is unknown, missing or of the wrong type.
         """
-        return build(Recipe, tomllib.loads(Path(path).read_text(encoding="utf-8")), "recipe")
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        for change in changes:
+            put(data, change)
+        return build(Recipe, data, "recipe")
+
+
+def put(data: dict[str, Any], change: str) -> None:
+    """Set one field of a recipe, given as section.field=value.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    name, equals, value = change.partition("=")
+    *sections, last = name.strip().split(".")
+    check(bool(equals and last), f"{change!r} does not set a field of the recipe: write it like unet.steps=500")
+    for section in sections:
+        data = data.setdefault(section, {})
+        check(isinstance(data, dict), f"{change!r}: {section} is no section of the recipe")
+    try:
+        data[last] = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        data[last] = value.strip()  # a word without its quotes

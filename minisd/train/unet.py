@@ -1,13 +1,17 @@
 """The UNet stage: denoise cached latents, told by the text tower what they show.
 
 In: the CLIP text tower, the VAE, pictures with captions. Out: the UNet (and the text tower, where it is tuned on).
-The loss is |denoised - x0|^2 through the sampler's own scalings, weighted with min(SNR + 1, gamma): the v-prediction
-loss, capped where there is hardly any noise (min-SNR, Hang et al. 2023, https://arxiv.org/abs/2303.09556).
+The loss is |denoised - x0|^2 through the sampler's own scalings, weighted so that it is the error of what the network
+predicts (eps or v), capped where there is hardly any noise (min-SNR, Hang et al. 2023,
+https://arxiv.org/abs/2303.09556).
 """
+
+from functools import partial
 
 import torch
 from PIL.Image import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..config import Config
 from ..diffusion.denoise import PREDICTION, c_in, denoiser
@@ -16,7 +20,7 @@ from ..diffusion.samplers import SAMPLERS, final
 from ..diffusion.schedule import make_plan, noise_table
 from ..image import grid, to_pil
 from ..nn.attention import Attention
-from ..nn.clip import CLIPText
+from ..nn.blocks import ResBlock, TransformerBlock
 from ..nn.conditioning import Conditioning
 from ..nn.unet import UNet
 from ..nn.vae import VAE
@@ -36,17 +40,21 @@ class UnetStage:
         self,
         recipe: UnetRecipe,
         config: Config,
-        tokenizer: Tokenizer,
-        text: CLIPText,
+        tokenizer: Tokenizer | None,
+        text: nn.Module,
         vae: VAE,
         latents: Tensor,
         examples: Examples,
+        unet: UNet | None = None,
     ) -> None:
+        """`latents` are those of the first training pictures; `unet` is trained on, None: a fresh one."""
         self.recipe, self.config, self.tokenizer, self.vae = recipe, config, tokenizer, vae
         self.table = noise_table(config.noise)
         self.latents, self.examples = latents, examples  # latent i is that of training picture i
         torch.manual_seed(recipe.seed)
-        unet = initialise(UNet(config.unet)).to(memory_format=torch.channels_last)
+        unet = (initialise(UNet(config.unet)) if unet is None else unet).to(memory_format=torch.channels_last)
+        if recipe.checkpointing:
+            compute_twice(unet)
         text.requires_grad_(recipe.text_lr > 0)
         self.module = nn.ModuleDict({"unet": unet, "text": text})
         for module in self.module.modules():
@@ -59,8 +67,8 @@ class UnetStage:
             groups.append({"params": list(self.module["text"].parameters()), "scale": self.recipe.text_lr})
         return groups
 
-    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Latents (b, c, h, w), ids (b, l) of their prompts, table times (b,) and noise (b, c, h, w)."""
+    def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor, Tensor, Tensor, int | None]:
+        """Latents (b, c, h, w), ids (b, l) of their prompts, table times (b,), noise (b, c, h, w) and the clip skip."""
         # The whole batch is drawn by every process, so that its parts are the same however many share it.
         draw, b = generator(self.recipe.seed, step), self.recipe.batch
         chosen = torch.randint(len(self.latents), (b,), generator=draw)
@@ -73,53 +81,76 @@ class UnetStage:
         t = (u**self.recipe.time_power * len(self.table.sigmas)).long()
         x0 = self.latents[chosen].float()
         noise = torch.randn(x0.shape, generator=draw)
-        return x0[part], self.tokenizer(texts[part]), t[part], noise[part]
+        skips = self.recipe.clip_skips or (None,)
+        skip = skips[int(torch.randint(len(skips), (), generator=draw))]
+        return x0[part], self.ids(texts[part]), t[part], noise[part], skip
 
-    def loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = self.denoising_loss(x0, ids, t, noise)
+    def loss(
+        self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor, skip: int | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = self.denoising_loss(x0, ids, t, noise, skip)
         # What cannot be known (where an object will be) makes the loss grow about with the square of the time, and
         # its noise drowns the middle times, where shapes are drawn. Divided by it, all levels have the same say.
         share = (t / len(self.table.sigmas)).clamp(min=0.15).to(loss.device) ** -self.recipe.time_balance
         return (share * loss).mean(), {}
 
-    def denoising_loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Weighted squared error (b,) of the estimate of x0 (b, c, h, w) at table times t (b,)."""
-        device = next(self.module.parameters()).device
+    def denoising_loss(self, x0: Tensor, ids: Tensor, t: Tensor, noise: Tensor, skip: int | None = None) -> Tensor:
+        """Weighted squared error (b,) of the estimate of x0 (b, c, h, w) at table times t (b,), by a clip skip."""
+        device = self.device
         sigma = self.table.sigmas[t].float().to(device).view(-1, 1, 1, 1)
         x0, noise = x0.to(device), noise.to(device)
         x = (x0 + sigma * noise) * c_in(sigma)
-        context, _ = self.module["text"](ids.to(device))
-        f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), Conditioning(context))
+        cond = self.told(ids.to(device), skip)
+        f = self.module["unet"](x.contiguous(memory_format=torch.channels_last), t.to(device), cond)
         c_skip, c_out = PREDICTION[self.config.noise.prediction](sigma)
         denoised = c_skip * (x / c_in(sigma)) + c_out * f.float()
-        weight = (sigma**-2 + 1).clamp(max=self.recipe.snr_gamma)
+        weight = (sigma**-2 + PLAIN[self.config.noise.prediction]).clamp(max=self.recipe.snr_gamma)
         return (weight * (denoised - x0) ** 2).mean(dim=(1, 2, 3))
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def ids(self, texts: list[str]) -> Tensor:
+        """What `told` takes of some captions, (b, ...)."""
+        return self.tokenizer(texts)
+
+    def told(self, ids: Tensor, skip: int | None = None) -> Conditioning:
+        """What the UNet is told of some captions, by a clip skip; None: the model's own."""
+        return Conditioning(self.module["text"](ids, skip)[0])
+
     def grid(self) -> Image:
-        """Sixteen unseen prompts drawn with the model's default steps; prints the loss on unseen scenes."""
-        seed, device = self.recipe.seed, next(self.module.parameters()).device
-        x0 = self.vae.encode(self.examples.pictures(range(256), "test").to(device))[0]
-        texts = self.examples.captions(range(256), 0, "test")
-        ids = self.tokenizer(texts)
-        t = ((torch.arange(256) + 0.5) / 256 * len(self.table.sigmas)).long()
-        noise = torch.randn(x0.shape, generator=generator(seed, -1))
-        losses = [self.denoising_loss(x0[i::4], ids[i::4], t[i::4], noise[i::4]).mean().item() for i in range(4)]
-        print(f"unet: loss on 256 unseen scenes {sum(losses) / 4:.5f}")
-        return grid(to_pil(self.vae.decode(self.draw(texts[:16]))), columns=8)
+        """Unseen prompts drawn with the model's default steps; prints the loss on unseen examples."""
+        recipe, count = self.recipe, self.recipe.unseen
+        texts, losses = self.examples.captions(range(count), 0, "test"), []
+        t = ((torch.arange(count) + 0.5) / count * len(self.table.sigmas)).long()
+        noise = torch.randn(count, *self.latents.shape[1:], generator=generator(recipe.seed, -1))
+        for i in range(0, count, recipe.batch):
+            part = slice(i, min(i + recipe.batch, count))
+            x0 = self.vae.encode(self.examples.pictures(range(count)[part], "test").to(self.device))[0].float()
+            losses.append(self.denoising_loss(x0, self.ids(texts[part]), t[part], noise[part]))
+        print(f"{self.name}: loss on {count} unseen examples {torch.cat(losses).mean().item():.5f}")
+        return grid(to_pil(self.vae.decode(self.draw(texts[: recipe.shown]))), columns=8)
 
     def draw(self, texts: list[str]) -> Tensor:
         """Latents (b, c, h, w) of some prompts, by the config's own defaults."""
-        defaults, text = self.config.defaults, self.module["text"]
-        device = next(text.parameters()).device
-        cond, uncond = (Conditioning(text(self.tokenizer(t).to(device))[0]) for t in (texts, [""] * len(texts)))
+        defaults = self.config.defaults
+        cond, uncond = (self.told(self.ids(t).to(self.device)) for t in (texts, [""] * len(texts)))
         plan = make_plan(self.table, defaults.steps, defaults.sampler, defaults.schedule, defaults.steps_offset)
         predict = guided(self.module["unet"], cond, uncond, defaults.cfg_scale)
         denoise = denoiser(predict, plan, self.config.noise.prediction)
-        noise = ImageNoise(range(len(texts)), tuple(self.latents.shape[1:]), device)
+        noise = ImageNoise(range(len(texts)), tuple(self.latents.shape[1:]), self.device)
         x = noise() * plan.start
         for step in SAMPLERS[defaults.sampler](denoise, x, plan, noise=noise):
             x = step.x
         return final(x, plan)
+
+
+def compute_twice(unet: UNet) -> None:
+    """Let the backward pass compute what happens inside the blocks again, in place of keeping it."""
+    for module in unet.modules():
+        if isinstance(module, ResBlock | TransformerBlock):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def initialise(unet: UNet) -> UNet:
@@ -131,3 +162,7 @@ def initialise(unet: UNet) -> UNet:
         nn.init.zeros_(end.weight)
         nn.init.zeros_(end.bias)
     return unet
+
+
+# (SNR + this) * |denoised - x0|^2 is the squared error of eps or of v itself; what predicts x0 is trained as eps is.
+PLAIN = {"eps": 0.0, "v": 1.0, "x0": 0.0}

@@ -22,15 +22,20 @@ class VaeStage:
 
     name = "vae"
 
-    def __init__(self, recipe: VaeRecipe, config: VAEConfig, examples: Examples) -> None:
+    def __init__(self, recipe: VaeRecipe, config: VAEConfig, examples: Examples, start: dict[str, Tensor]) -> None:
         self.recipe, self.examples = recipe, examples
         torch.manual_seed(recipe.seed)
         self.module = VAE(config).to(memory_format=torch.channels_last)
         with torch.no_grad():  # start almost without noise, or the encoder must first outgrow it
             self.module.quant.bias[config.latent_channels :] = -6.0
+        if start:
+            self.module.load_state_dict(start)
+        if recipe.decoder_only:
+            self.module.encoder.requires_grad_(False)
+            self.module.quant.requires_grad_(False)
 
     def groups(self) -> list[dict]:
-        return [{"params": list(self.module.parameters()), "scale": 1.0}]
+        return [{"params": [p for p in self.module.parameters() if p.requires_grad], "scale": 1.0}]
 
     def prepare(self, step: int, part: slice) -> tuple[Tensor, Tensor]:
         """Pictures (b, 3, H, W) and the noise (b, c, h, w) of their latents."""
@@ -48,8 +53,9 @@ class VaeStage:
         edge = sum(F.l1_loss(out.diff(dim=d), images.diff(dim=d)) for d in (2, 3))
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
         square = F.mse_loss(out, images)  # L1 alone is slow to see that there is anything but background
-        psnr = -10 * torch.log10(F.mse_loss(out.clamp(-1, 1), images) / 4)
-        return pixel + square + recipe.gradient * edge + recipe.kl * kl, {"psnr": psnr.detach(), "kl": kl.detach()}
+        errors = (out.detach().clamp(-1, 1) - images).square().mean(dim=(1, 2, 3))
+        psnr = -10 * torch.log10(errors / 4).mean()  # of each picture: their mean does not depend on who has which
+        return pixel + square + recipe.gradient * edge + recipe.kl * kl, {"psnr": psnr, "kl": kl.detach()}
 
     def images(self, indices: range, split: str) -> Tensor:
         x = self.examples.pictures(indices, split)

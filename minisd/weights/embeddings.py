@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Config, check
-from ..pipeline import Model
+from ..model import Model
 from .detect import known_as
 from .keys import first
 from .tensors import read_header, read_tensors

@@ -39,6 +39,7 @@ def locate(
     Raises:
         ValueError: there is no such model, or it cannot be fetched.
     """
+    check(model != "", "the model's name is empty: give a folder, a file or the hub's owner/name, or leave it out")
     path = BUNDLED if model is None or str(model) == "mini" else Path(model)
     if model is not None and is_hub_id(model):
         from .hub import fetch

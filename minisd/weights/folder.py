@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..config import Config, VAEConfig, check
 from ..files import atomic
+from ..model import Model
 from ..nn.clip import CLIPText
 from ..nn.unet import UNet
 from ..nn.vae import VAE
-from ..pipeline import Model
 from ..runtime import Runtime, pick
 from ..text.tokenizer import Tokenizer
 from .find import BUNDLED, TOKENIZERS, WEIGHTS, find, read_config, recorded_hash, sha256  # noqa: F401  (handed on)

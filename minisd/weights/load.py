@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config
-from ..pipeline import Model
+from ..model import Model
 from . import folder
 from . import vae as vaes
 from .detect import fit

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ..config import Config, check
-from ..pipeline import Model
+from ..model import Model
 from .detect import known_as
 from .foreign import Fields
 from .keys import first, flat

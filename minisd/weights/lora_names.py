@@ -46,6 +46,17 @@ def stems(config: Config) -> Iterator[tuple[str, str]]:
                 yield from ((p + theirs.replace(".", "_"), f"text.{i}.{ours}") for p in kohya)
 
 
+def kohya_names(config: Config) -> dict[str, str]:
+    """minisd's name of a weight -> the layer's name as kohya's trainer writes it, which every program reads."""
+    unet = ldm.unet_keys(config.unet) if len(config.text) > 1 else unet_keys(config.unet)
+    found = {f"unet.{ours}": f"lora_unet_{theirs}" for ours, theirs in unet.items()}
+    for i, tower in enumerate(config.text):
+        prefix = KOHYA_TEXT[len(config.text) - 1][i][0]
+        found |= {f"text.{i}.{ours}": prefix + theirs for ours, theirs in text_keys(tower).items()}
+    weights = {ours: theirs for ours, theirs in found.items() if ours.endswith(".weight")}
+    return {ours: theirs.removesuffix(".weight").replace(".", "_") for ours, theirs in weights.items()}
+
+
 def role_of(name: str) -> tuple[str, str]:
     """A tensor's name -> the layer's name and the role of the tensor; "" where it is none of a LoRA's."""
     ending = next((e for e in ROLES if name.endswith(e)), "")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import check
-from ..pipeline import Model
+from ..model import Model
 from ..runtime import pick
 from ..text.tokenizer import Tokenizer
 from . import vae as vaes

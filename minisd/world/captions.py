@@ -9,10 +9,11 @@ import random
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from minisd.world.scenes import Object, Scene, pick, recipe, told_otherwise
+from minisd.world.chance import pick
+from minisd.world.scenes import Object, Scene, recipe, told_otherwise
 from minisd.world.words import NUMBERS, article, ground_parts, plural
 
-Pick = Callable[[Sequence], object]  # chooses one of several ways of saying the same
+Choose = Callable[[Sequence], object]  # picks one of several ways of saying the same
 
 # Where the second object is, seen from the first, when the first RELATION the second.
 _SEEN_FROM_FIRST = {
@@ -59,7 +60,7 @@ _GROUNDS = {
 
 
 def captions(scene: Scene, count: int = 48) -> list[str]:
-    """Up to `count` different phrasings that name every factor, always the same ones; the first is the canonical one."""
+    """Up to `count` different phrasings that name every factor, always the same; the first is the canonical one."""
     rng = random.Random(recipe(scene))
     told = [tell(scene, first)]
     told += (tell(scene, lambda options: pick(rng, options)) for _ in range(2 * count))
@@ -83,14 +84,14 @@ def first(options: Sequence) -> object:
     return options[0]
 
 
-def tell(scene: Scene, pick: Pick, placed: bool = True, sized: bool = True) -> str:
-    """The scene in words, as `pick` chooses them, with its ground and its sizes or without."""
-    number, core = _core(scene, pick, sized)
+def tell(scene: Scene, choose: Choose, placed: bool = True, sized: bool = True) -> str:
+    """The scene in words, as `choose` picks them, with its ground and its sizes or without."""
+    number, core = _core(scene, choose, sized)
     are = "are" if number > 1 else "is"
     if not placed:
-        return pick(_BARE_FRAMES).format(core=core, are=are)
-    ground, where = pick(_ground(scene.background))
-    return pick(_FRAMES).format(core=core, are=are, ground=ground, where=pick(where))
+        return choose(_BARE_FRAMES).format(core=core, are=are)
+    ground, where = choose(_ground(scene.background))
+    return choose(_FRAMES).format(core=core, are=are, ground=ground, where=choose(where))
 
 
 @cache
@@ -102,32 +103,32 @@ def _ground(background: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple((alone.format(*order), tuple(way.format(*order) for way in ways)) for order in orders)
 
 
-def _core(scene: Scene, pick: Pick, sized: bool) -> tuple[int, str]:
+def _core(scene: Scene, choose: Choose, sized: bool) -> tuple[int, str]:
     """The objects in words, and how many are told first."""
     if scene.relation:
-        told = pick((scene, told_otherwise(scene)))
-        one, other = (_things(1, item, pick, sized) for item in told.objects)
-        way = pick((told.relation, told.relation, _SHORT.get(told.relation, told.relation), None))
+        told = choose((scene, told_otherwise(scene)))
+        one, other = (_things(1, item, choose, sized) for item in told.objects)
+        way = choose((told.relation, told.relation, _SHORT.get(told.relation, told.relation), None))
         return 1, f"{one} {way} {other}" if way else f"{one} with {other} {_SEEN_FROM_FIRST[told.relation]}"
     groups = scene.groups
     if len(groups) > 1:
-        turned = pick(range(len(groups)))
+        turned = choose(range(len(groups)))
         groups = groups[turned:] + groups[:turned]
     # Of more than two objects all are small: that is said sometimes, and never in a long list.
-    sized = sized and (len(scene.objects) <= 2 or (len(groups) == 1 and pick((False, False, True))))
-    things = [_things(number, item, pick, sized) for number, item in groups]
+    sized = sized and (len(scene.objects) <= 2 or (len(groups) == 1 and choose((False, False, True))))
+    things = [_things(number, item, choose, sized) for number, item in groups]
     if scene.place:
-        return 1, f"{things[0]} {pick(_PLACES.get(scene.place, (scene.place,)))}"
+        return 1, f"{things[0]} {choose(_PLACES.get(scene.place, (scene.place,)))}"
     return groups[0][0], " and ".join(filter(None, (", ".join(things[:-1]), things[-1])))
 
 
-def _things(number: int, item: Object, pick: Pick, sized: bool) -> str:
+def _things(number: int, item: Object, choose: Choose, sized: bool) -> str:
     colour = item.colour
     if item.own and colour:
-        colour = pick((None, None, colour))
+        colour = choose((None, None, colour))
     pattern = None if item.pattern == "plain" else item.pattern
     noun = plural(item.noun) if number > 1 else item.noun
     words = " ".join(filter(None, (item.size if sized else None, pattern, colour, noun)))
     if number == 1:
         return article(words)
-    return f"{pick((NUMBERS[number], NUMBERS[number], NUMBERS[number], str(number)))} {words}"
+    return f"{choose((NUMBERS[number], NUMBERS[number], NUMBERS[number], str(number)))} {words}"

@@ -1,8 +1,8 @@
 """Scenes drawn as pictures, a batch at a time, on any device.
 
-In: scenes. Out: pictures (b, 3, size, size) in [-1, 1]. Grounds and sprites are made once (`grounds`, `sprites`) and lie
-on the device as bytes; a picture is its ground with up to four sprites laid over it, each sampled between its pixels so
-that sizes and places may be anything. Sprites are premultiplied by their alpha: Porter & Duff 1984,
+In: scenes. Out: pictures (b, 3, size, size) in [-1, 1]. Grounds and sprites are made once (`grounds`, `sprites`) and
+lie on the device as bytes; a picture is its ground with up to four sprites laid over it, each sampled between its
+pixels so that sizes and places may be anything. Sprites are premultiplied by their alpha: Porter & Duff 1984,
 https://doi.org/10.1145/800031.808606
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from minisd.world.grounds import paint
@@ -72,17 +73,22 @@ class Painter:
             for size, atlas in enumerate(self.atlases):
                 rows = ((plan.sprite[:, slot] >= 0) & (plan.size[:, slot] == size)).nonzero().squeeze(1)
                 if len(rows):
-                    where = rows.to(self.device)
                     sprites = atlas[plan.sprite[rows, slot].to(self.device)].float()
-                    laid = self.laid(sprites, plan.box[rows, slot].to(self.device))
-                    pictures[where] = pictures[where] * (1 - laid[:, 3:] / 255) + laid[:, :3]
-        return pictures / 127.5 - 1
+                    self.lay(pictures, rows.to(self.device), sprites, plan.box[rows, slot].to(self.device))
+        return (pictures / 127.5 - 1).clamp(-1, 1)  # a rounded sprite may be half a level too bright
 
-    def laid(self, sprites: Tensor, box: Tensor) -> Tensor:
-        """Sprites (k, 4, m, m) with a border, each in its box (k, 3) of an else empty picture (k, 4, size, size)."""
-        pixels = (torch.arange(self.size, device=box.device) + 0.5) / self.size
-        side = sprites.shape[-1]
+    def lay(self, pictures: Tensor, rows: Tensor, sprites: Tensor, box: Tensor) -> None:
+        """Lay sprites (k, 4, m, m), border included, over the pictures (b, 3, size, size) of some rows (k,)."""
+        m = sprites.shape[-1]
+        window = torch.arange(m + 2, device=box.device)  # more than a box and its soft rim ever touch
+        corner = ((box[:, :2] - box[:, 2:] / 2) * self.size - 1).floor().long().clamp(0, self.size - len(window))
+        x, y = (corner[:, k, None] + window for k in (0, 1))
         # From the picture's width to the sprite's, whose border lies outside the box; then to grid_sample's -1..1.
-        x, y = (((pixels - box[:, k, None]) / box[:, 2, None]) * 2 * (side - 2) / side for k in (0, 1))
-        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
-        return F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        scale = 2 * (m - 2) / m / box[:, 2, None]
+        u, v = ((pixels + 0.5) / self.size - box[:, k, None] for k, pixels in enumerate((x, y)))
+        grid = torch.stack(torch.broadcast_tensors((u * scale)[:, None, :], (v * scale)[:, :, None]), dim=-1)
+        laid = F.grid_sample(sprites, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        where = rows[:, None, None], y[:, :, None], x[:, None, :]
+        below = rearrange(pictures, "b c h w -> b h w c")
+        laid = rearrange(laid, "k c h w -> k h w c")
+        below[where] = below[where] * (1 - laid[..., 3:] / 255) + laid[..., :3]

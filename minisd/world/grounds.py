@@ -1,7 +1,7 @@
 """What lies behind the objects: plain, gradient, striped, checkered; night sky, sea and meadow.
 
-In: a ground's name and the side of the picture. Out: RGB bytes (k, size, size, 3): k pictures of a landscape, one of any
-other ground. They are painted once; a scene's `grain` chooses among them.
+In: a ground's name and the side of the picture. Out: RGB bytes (k, size, size, 3): k pictures of a landscape, one of
+any other ground. They are painted once; a scene's `grain` chooses among them.
 """
 
 import random
@@ -83,9 +83,8 @@ def _meadow(size: int, rng: random.Random) -> np.ndarray:
     x, y = _axes(size)
     sky, near, far = LANDSCAPES["meadow"]
     hill = rng.uniform(0.36, 0.44) + 0.04 * np.sin(2 * np.pi * (0.9 * x + rng.random()))
-    blades = np.sin(2 * np.pi * (19 * x + 1.5 * np.sin(2 * np.pi * (3 * y + rng.random())))) * np.sin(
-        2 * np.pi * 11 * y
-    )
+    lean = 1.5 * np.sin(2 * np.pi * (3 * y + rng.random()))
+    blades = np.sin(2 * np.pi * (19 * x + lean)) * np.sin(2 * np.pi * 11 * y)
     grass = _faded((y - hill) / (1 - hill), near, far) + 7 * blades[..., None]
     grass = _dotted(grass, rng, 16, 0.45, ((255, 255, 255), (255, 235, 120), (250, 190, 215)))
     edge = ((y - hill) * size + 0.5).clip(0, 1)[..., None]

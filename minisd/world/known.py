@@ -5,7 +5,7 @@ In: a `World`. Out: dicts, lists, strings and numbers, fit for JSON; and its `Vo
 
 from typing import Any
 
-from minisd.world.scenes import Vocabulary
+from minisd.world.vocabulary import Vocabulary
 from minisd.world.words import COLOURS, SHAPES
 from minisd.world.world import World
 

@@ -1,23 +1,26 @@
 """Near misses: scenes that differ from a given one in one thing.
 
-In: a scene. Out: others that it could be taken for. They are only told, never drawn: a text tower has to tell them apart
-(Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
+In: a scene. Out: others that it could be taken for. They are only told, never drawn: a text tower has to tell them
+apart (Yuksekgonul et al. 2022, https://arxiv.org/abs/2210.01936).
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from minisd.world.scenes import Object, Scene, Vocabulary, pick, recipe
+from minisd.world.chance import pick
+from minisd.world.scenes import Object, Scene, recipe
+from minisd.world.vocabulary import Vocabulary
 from minisd.world.words import COLOURS, INVERSE, PLACES, SHAPES, TINTS
 
 
 def near_misses(words: Vocabulary, scene: Scene, rng: random.Random) -> list[Scene]:
     """Scenes with another noun, colour, pattern, number, relation or place, or with two objects that swapped one; in
     random order. None of them is held out or reserved, so that no word of theirs is learnt here."""
-    found = {recipe(miss): miss for miss in _changed(words, scene, rng) if words.shows(miss)}
+    found = {recipe(miss): miss for miss in _changed(words, scene, rng)}
     found.pop(recipe(scene), None)
-    misses = list(found.values())
+    kinds = len(scene.groups)  # a cat beside a dog does not become two dogs
+    misses = [miss for miss in found.values() if len(miss.groups) == kinds and words.shows(miss)]
     rng.shuffle(misses)
     return misses
 

@@ -15,12 +15,12 @@ from PIL import Image, ImageFilter
 from minisd.world.colour import lab
 from minisd.world.scenes import Object, Scene
 from minisd.world.shapes import Box, mask
-from minisd.world.words import COLOURS, PLAIN, RGB, SHAPES
+from minisd.world.words import COLOURS, PLACES, PLAIN, RGB, SHAPES
 
 UNCLEAR = "unclear"
 CONTRAST = 45.0  # RGB distance that lifts a pixel off the background; black on dark blue, the faintest, has 99
-SPECK = 0.004  # share of the picture; the smallest star covers 0.013
-MOST = 6  # blobs looked at: no scene has more than two, and noise has dozens
+SPECK = 0.004  # share of the picture; the smallest star covers 0.02
+MOST = 6  # blobs looked at: no scene has more than four, and noise has dozens
 COLOUR_LIMIT = 30.0  # CIE76 difference to the nearest palette colour
 BACKGROUND_LIMIT = 25.0
 SPREAD_LIMIT = 40.0  # RGB distance of three quarters of an object's pixels from their own median
@@ -29,6 +29,7 @@ ASPECT_LIMIT = 1.4
 CLOSE = 0.12  # soft IoU: nearer rivals are looked at closely
 SCALES = (0.6, 1.0)
 BLURS = (0.0, 0.6, 1.0)  # pixels; generated pictures are softer than drawn ones
+THIRDS = (0.4, 0.6)  # of the width: between the places at the sides (up to 0.35) and in the middle (0.44 to 0.56)
 LARGE = 0.33  # of the width: between the largest small shape and the smallest large one
 
 
@@ -56,10 +57,10 @@ def read(image: Image.Image) -> Reading:
 
 
 def judge(reading: Reading, scene: Scene) -> dict[str, bool]:
-    """What of a scene the reading shows: count, shape, colour, size, relation, background, and all of these.
+    """What of a scene the reading shows: count, shape, colour, size, relation, place, background, and all of these.
 
-    The objects are paired in the way that is kindest to the picture; if one is missing, every word about
-    objects is wrong. The relation is judged by the centres, and trivially true for a scene without one.
+    The objects are paired in the way that is kindest to the picture; if one is missing, every word about objects is
+    wrong. Relation and place are judged by the centres, and trivially true for a scene without one.
     """
     wanted, found = scene.objects, reading.objects
     verdict = {
@@ -68,6 +69,7 @@ def judge(reading: Reading, scene: Scene) -> dict[str, bool]:
         "colour": False,
         "size": False,
         "relation": scene.relation is None,
+        "place": scene.place is None,
         "background": reading.background == scene.background,
     }
     if len(found) >= len(wanted):
@@ -80,6 +82,11 @@ def holds(relation: str, first: Object, second: Object) -> bool:
     dx, dy = second.x - first.x, second.y - first.y
     ahead = {"to the left of": dx, "to the right of": -dx, "above": dy, "below": -dy}[relation]
     return ahead > 0 and ahead >= max(abs(dx), abs(dy))
+
+
+def lies(item: Object, place: str) -> bool:
+    """Whether an object lies in a place, by its centre."""
+    return tuple((centre >= THIRDS[0]) + (centre > THIRDS[1]) for centre in (item.x, item.y)) == PLACES[place]
 
 
 def nearest(rgb: np.ndarray | RGB, names: dict[str, RGB], limit: float) -> str:
@@ -211,7 +218,9 @@ def _compare(chosen: tuple[Object, ...], scene: Scene) -> dict[str, bool]:
         word: all(getattr(seen, name) == getattr(told, name) for seen, told in pairs)
         for word, name in (("shape", "noun"), ("colour", "colour"), ("size", "size"))
     }
-    return verdict | {"relation": scene.relation is None or holds(scene.relation, *chosen)}
+    verdict["relation"] = scene.relation is None or holds(scene.relation, *chosen)
+    verdict["place"] = scene.place is None or lies(chosen[0], scene.place)
+    return verdict
 
 
 def _score(verdict: dict[str, bool]) -> tuple[int, bool]:

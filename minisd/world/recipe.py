@@ -1,13 +1,13 @@
-"""What a world is made of: the [world] section of a training recipe. No torch here: recipes are checked before it loads.
+"""What a world is made of: the [world] section of a training recipe.
 
-In: a table of a TOML file. Out: a `WorldRecipe`.
+No torch here: recipes are checked before it is loaded. In: a table of a TOML file. Out: a `WorldRecipe`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import check
-from .words import GROUNDS, PATTERNS
+from minisd.config import check
+from minisd.world.words import GROUNDS, PATTERNS
 
 FONTS = (
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",  # Debian, Ubuntu
@@ -33,6 +33,7 @@ class WorldRecipe:
         for name, given, known in (("patterns", self.patterns, PATTERNS), ("grounds", self.grounds, tuple(GROUNDS))):
             unknown = [word for word in given if word not in known]
             check(not unknown, f"world.{name} has unknown words {unknown}: choose from {known}")
+        check("plain" in self.patterns, f"world.patterns is {self.patterns}: 'plain' is always among them")
 
     def check_font(self) -> None:
         """Raises ValueError where emoji are wanted and there is no font to draw them."""

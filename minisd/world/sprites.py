@@ -1,7 +1,7 @@
 """Sprites: what every object of the world looks like, as premultiplied RGBA of one size.
 
-In: pictures of emoji (RGBA, square), from a colour font. Out: an atlas of bytes (s, 4, side, side), one sprite a `Look`:
-shape x pattern x colour, emoji as they are, emoji in one hue.
+In: pictures of emoji (RGBA, square), from a colour font. Out: an atlas of bytes (s, 4, side, side), a sprite for every
+`Look`: shape x pattern x colour, emoji as they are, emoji in one hue.
 
 Three things are measured on the smallest sprites, and never set by hand. A noun that looks like an earlier one is
 dropped. An emoji that is mostly of one colour may be called by it ("a red balloon" is the balloon), and is drawn in no
@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
 from minisd.world.colour import duotone, lab, levels, mixed, named, tones
@@ -25,9 +26,9 @@ from minisd.world.words import COLOURS, NEVER, PATTERNS, SHAPES, TINTS
 STRIKE = 109  # the one size of Noto's bitmaps
 NATIVE = 128  # side of an emoji's picture before it is made small
 MEASURED = 17  # side of the sprites that are compared: a small object on 64 pixels
-ALIKE = 18.0  # mean CIE76 difference below which two nouns are one to the eye
-NEAR = 26.0  # ... below which a hue is too near to the emoji as it is
-FORM = 15.0  # ... of two nouns in the same hue, below which their form does not tell them apart
+ALIKE = 23.5  # CIE76 difference (see `apart`) below which two nouns are one to the eye
+NEAR = 30.0  # ... below which a hue is too near to the emoji as it is
+FORM = 21.0  # ... of two nouns in the same hue, below which their form does not tell them apart
 MOSTLY = 0.5  # share of an emoji's pixels that its own colour has
 LINE = 0.1  # thickness of an outlined shape's line, of its side
 
@@ -88,35 +89,36 @@ class Sprites:
     @cached_property
     def _sorted(self) -> dict[str, tuple[tuple[str, ...], str | None]]:
         """Noun -> the hues it is drawn in, and the name of its own colour."""
-        kept, found = np.empty((len(self.pictures), 2, 2, MEASURED, MEASURED, 4)), {}
-        for noun in self.pictures:
-            rgba = np.stack(self._emoji(noun, TINTS, MEASURED))
-            seen = as_seen(rgba)  # itself and its hues
-            others = kept[: len(found)]
-            if (difference(seen[0], others[:, 0]) < ALIKE).any():
+        if not self.pictures:
+            return {}
+        sprites = np.stack([np.stack(self._emoji(noun, TINTS, MEASURED)) for noun in self.pictures])
+        seen, cover = as_seen(sprites), rearrange(sprites[:, 0, ..., 3], "p h w -> p (h w)") / 255.0
+        natural, same_hue = apart(seen[:, 0], cover), apart(seen[:, 1], cover)
+        near = np.sqrt(np.square(seen[:, 1:] - seen[:, :1]).sum(-1) / 2 / cover.sum(1, keepdims=True))
+        found, kept = {}, []
+        for i, noun in enumerate(self.pictures):
+            if (natural[i, kept] < ALIKE).any():
                 continue
-            near = dict(zip(TINTS, difference(seen[0], seen[1:]), strict=True))
-            own = own_colour(rgba[0])
-            formless = (difference(seen[1], others[:, 1]) < FORM).any()
-            hues = (name for name in TINTS if near[name] >= NEAR and name != own)
-            kept[len(found)] = seen[:2]  # in one hue all forms are seen alike: the first will do
-            found[noun] = (() if formless else tuple(hues), own)
+            own = own_colour(sprites[i, 0])
+            hues = (name for name, distance in zip(TINTS, near[i], strict=True) if distance >= NEAR and name != own)
+            found[noun] = (() if (same_hue[i, kept] < FORM).any() else tuple(hues), own)
+            kept.append(i)
         return found
 
 
 def as_seen(sprites: np.ndarray) -> np.ndarray:
-    """Premultiplied RGBA (..., n, n, 4) in L*a*b* on white and on black, and the alpha: (..., 2, n, n, 4)."""
-    sprites = sprites.astype(np.float64)
-    cover = sprites[..., 3:]
-    grounds = (np.concatenate([lab(sprites[..., :3] + g * (1 - cover / 255)), cover], -1) for g in (255, 0))
-    return np.stack(list(grounds), axis=-4)
+    """Premultiplied RGBA (..., n, n, 4) in L*a*b* on white and then on black, as one vector (..., 6 * n * n)."""
+    clear = 1 - sprites[..., 3:] / 255
+    grounds = [lab(sprites[..., :3] + ground * clear) for ground in (255, 0)]
+    return rearrange(np.stack(grounds, -1), "... h w lab g -> ... (h w lab g)").astype(np.float32)
 
 
-def difference(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Mean CIE76 difference (k,) of what is seen, (2, n, n, 4) and (k, 2, n, n, 4), over the pixels that either covers."""
-    cover = np.maximum(one[..., 3], others[..., 3])
-    apart = np.linalg.norm(one[..., :3] - others[..., :3], axis=-1)
-    return (apart * cover).sum((1, 2, 3)) / cover.sum((1, 2, 3))
+def apart(seen: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """How different sprites look, (p, p): root mean square CIE76 difference over the pixels that either covers, of
+    what is seen (p, 6 * n * n) and the cover (p, n * n) in 0..1."""
+    square, area = np.square(seen).sum(1), cover.sum(1)
+    distance = np.maximum(square[:, None] + square - 2 * seen @ seen.T, 0) / 2
+    return np.sqrt(distance / (area[:, None] + area - cover @ cover.T))
 
 
 def own_colour(sprite: np.ndarray) -> str | None:

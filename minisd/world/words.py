@@ -1,7 +1,7 @@
 """The words of the world: shapes, patterns, colours, grounds, sizes, places, relations, numbers.
 
-In: nothing. Out: names, and for colours RGB in 0..255. Emoji stand in `minisd.world.emoji`. Lengths are fractions of the
-picture's width, y points down.
+In: nothing. Out: names, and for colours RGB in 0..255. Emoji stand in `minisd.world.emoji`. Lengths are fractions of
+the picture's width, y points down.
 """
 
 from itertools import combinations, permutations

@@ -1,17 +1,17 @@
 """The world: an endless set of pictures with captions and known truth.
 
 In: a `WorldRecipe`. Out: by index pictures (b, 3, size, size) in [-1, 1], captions, scenes; each a pure function of the
-recipe, the split and the index (captions of the step too), so nothing is stored and a resumed run sees what it would have
-seen. The same vocabulary at every size of picture.
+recipe, the split and the index (captions of the step too), so nothing is stored and a resumed run sees what it would
+have seen. The same vocabulary at every size of picture.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
-from PIL import Image
+from einops import rearrange
 from torch import Tensor
 
 from minisd.world.captions import caption
@@ -20,41 +20,31 @@ from minisd.world.draw import Painter
 from minisd.world.grounds import colours
 from minisd.world.near import near_misses
 from minisd.world.recipe import WorldRecipe
-from minisd.world.scenes import SPLITS, Scene, Vocabulary
-from minisd.world.sprites import MEASURED, Sprites, emoji_pictures
+from minisd.world.scenes import SPLITS, Scene
+from minisd.world.sprites import Sprites, emoji_pictures
+from minisd.world.vocabulary import Vocabulary
 from minisd.world.words import GROUNDS
 
 BLEND = 28.0  # CIE76 difference below which a pixel is lost on a ground
+COARSE = 9  # side of the sprites that are compared with the grounds
 LOST = 0.3  # share of an object's pixels that may be
 
 
 class World:
     """Pictures and captions by index."""
 
-    def __init__(
-        self,
-        recipe: WorldRecipe,
-        size: int = 64,
-        device: torch.device | str = "cpu",
-        pictures: Mapping[str, Image.Image] | None = None,
-    ) -> None:
-        """`pictures` are the emoji by noun, square RGBA; None: those of the recipe's font.
+    def __init__(self, recipe: WorldRecipe, size: int = 64, device: torch.device | str = "cpu") -> None:
+        """A world of pictures `size` pixels square, drawn on a device.
 
         Raises:
-            ValueError: the font cannot be used.
+            ValueError: emoji are wanted and the font cannot be used.
         """
         self.recipe, self.size, self.device = recipe, size, torch.device(device)
-        emoji = emoji_pictures(recipe.emoji, recipe.font) if pictures is None else pictures
-        self.sprites = Sprites(emoji, recipe.patterns)
+        self.sprites = Sprites(emoji_pictures(recipe.emoji, recipe.font), recipe.patterns)
         self.grounds = tuple(ground for kind in recipe.grounds for ground in GROUNDS[kind])
         clear = standing_out(self.sprites, self.grounds)
         self.vocabulary = Vocabulary(
-            self.sprites.nouns,
-            self.sprites.own,
-            lambda noun, hue, ground: (noun, hue, ground) in clear,
-            recipe.patterns,
-            recipe.grounds,
-            recipe.shapes,
+            self.sprites.nouns, self.sprites.own, clear, recipe.patterns, recipe.grounds, recipe.shapes
         )
 
     @cached_property
@@ -94,20 +84,17 @@ class World:
         return random.Random((((self.recipe.seed << 2 | purpose) << 40 | a) << 48) | b)
 
 
-def standing_out(sprites: Sprites, grounds: Sequence[str]) -> set[tuple[str, str | None, str]]:
-    """All (noun, hue, ground) where few of a thing's pixels have a colour like one of the ground's."""
+def standing_out(sprites: Sprites, grounds: Sequence[str]) -> dict[str, set[tuple[str, str | None]]]:
+    """For each ground all (noun, hue) of which few pixels have a colour like one of the ground's."""
     plain = [i for i, look in enumerate(sprites.looks) if look.pattern == "plain"]
-    atlas = sprites.atlas(MEASURED)[plain].astype(np.float32).transpose(0, 2, 3, 1)
+    atlas = rearrange(sprites.atlas(COARSE)[plain], "s c h w -> s (h w) c").astype(np.float32)
     cover = atlas[..., 3] / 255
-    own = lab(atlas[..., :3] / np.maximum(cover, 1e-3)[..., None]).astype(np.float32)
-    palette = sorted({rgb for ground in grounds for rgb in colours(ground)})
+    seen = lab(atlas[..., :3] / np.maximum(cover, 1e-3)[..., None]).astype(np.float32)
+    palette = {rgb: lab(np.array(rgb)).astype(np.float32) for ground in grounds for rgb in colours(ground)}
     lost = {  # colour -> share (s,) of each thing that is lost on it
-        rgb: ((np.linalg.norm(own - lab(np.array(rgb)), axis=-1) < BLEND) * cover).sum((1, 2)) / cover.sum((1, 2))
-        for rgb in palette
+        rgb: ((np.square(seen - point).sum(-1) < BLEND**2) * cover).sum(1) / cover.sum(1)
+        for rgb, point in palette.items()
     }
-    return {
-        (sprites.looks[k].noun, sprites.looks[k].colour, ground)
-        for ground in grounds
-        for k, share in zip(plain, np.max([lost[rgb] for rgb in colours(ground)], axis=0), strict=True)
-        if share <= LOST
-    }
+    shares = {ground: np.max([lost[rgb] for rgb in colours(ground)], axis=0) for ground in grounds}
+    things = [sprites.looks[i][:2] for i in plain]
+    return {ground: {things[k] for k in np.flatnonzero(share <= LOST)} for ground, share in shares.items()}
