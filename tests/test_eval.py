@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -37,15 +38,18 @@ from minisd.world.world import World
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
-    return tiny_world()
+def world(toy_font: Path) -> World:
+    return tiny_world(toy_font)
 
 
 @pytest.fixture(scope="module")
 def kept_folder(world: World, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What would ship: a judge that has learned nothing, and the towers of a clip stage at its start."""
+    """What would ship: a judge that has learned nothing, of a world whose font lies where systems keep it, and the
+    towers of a clip stage at its start."""
     folder = tmp_path_factory.mktemp("run")
     stage = JudgeStage(JudgeRecipe(widths=(8, 16), feature=16), world)
+    stage.world = copy(world)
+    stage.world.recipe = replace(world.recipe, font=None)
     write_judge(stage, stage.module.state_dict(), folder / "judge", 64)
     config = Config.load(tiny_model / "config.json").text[0]
     config = replace(config, projection=24)
@@ -253,7 +257,7 @@ def test_prompts_need_no_font(kept: Kept, world: World) -> None:
         assert questions(kept.words, category, 30) == questions(world.vocabulary, category, 30)
     assert described(kept.words, 30) == described(world.vocabulary, 30)
     with pytest.raises(ValueError, match="no colour font"):
-        kept.world()
+        kept.world("/no/font")
 
 
 # Scores.
@@ -294,9 +298,14 @@ def evaluated(capsys: pytest.CaptureFixture, kept_folder: Path, model: Path, *ar
 
 
 def test_one_line_of_json_comes_last(
-    capsys: pytest.CaptureFixture, kept_folder: Path, tiny_model: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture,
+    kept_folder: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sheet = tmp_path / "sheet.png"
+    monkeypatch.setattr("minisd.world.recipe.FONTS", ())
     argv = ("--quick", "--json", "--count", "2", "--steps", "1", "--sweep", "steps=1,2", "--sheet", str(sheet))
     out, err = evaluated(capsys, kept_folder, tiny_model, *argv)
     assert out.count("\n") == 1 and sheet.is_file()

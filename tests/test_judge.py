@@ -1,5 +1,6 @@
 """The judge: the truth it is taught, what it learns of it, and what it says of pictures that show nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny_world import tiny_world
 
-from minisd.train.judge import JudgeStage, Truth, losses, unseen, write_judge
+from minisd.train.judge import JudgeStage, Truth, losses, resized, unseen, write_judge
 from minisd.train.loop import advance, attempt, begin
 from minisd.train.recipe import JudgeRecipe
 from minisd.train.wear import bent, blurred, nothing, worn
@@ -23,9 +24,9 @@ RECIPE = JudgeRecipe(steps=70, batch=24, lr=5e-3, warmup=5, autocast=False, widt
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
+def world(toy_font: Path) -> World:
     """Nearly all of its objects are emoji."""
-    return tiny_world(48, shapes=0.01)
+    return tiny_world(toy_font, 48, shapes=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,23 @@ def test_a_muddle_is_unclear_in_what_its_two_halves_disagree_on(fresh: JudgeStag
     untouched = ~changed.any(1)
     both = [world.painter(p)[untouched] for p in (plan, second)]
     assert torch.equal(*both)
+
+
+def test_things_of_other_sizes_are_drawn_and_told_so(fresh: JudgeStage, world: World) -> None:
+    """Half of them as they were; the boxes told are the boxes drawn: outside nothing changes."""
+    scenes = world.scenes(range(100))
+    plan = world.painter.layout(scenes)
+    small = resized(plan, torch.Generator().manual_seed(0))
+    shares = (small.box / plan.box)[plan.sprite >= 0]
+    assert torch.equal(shares[:, :2], torch.ones_like(shares[:, :2])) and 0.68 <= shares[:, 2].min() < 0.75
+    assert shares[:, 2].max() <= 1 and 0.4 < (shares[:, 2] == 1).float().mean() < 0.6
+    bare = world.painter(replace(plan, sprite=torch.full_like(plan.sprite, -1)))
+    touched = (world.painter(small) != bare).any(1)  # (b, h, w)
+    at = (torch.arange(48) + 0.5) / 48
+    reach = small.box[..., 2] / 2 + 1 / 48
+    inside = [(small.box[..., k, None] - at).abs() <= reach[..., None] for k in (0, 1)]  # (b, 4, 48)
+    boxes = (inside[0][:, :, None, :] & inside[1][:, :, :, None] & (plan.sprite >= 0)[..., None, None]).any(1)
+    assert not (touched & ~boxes).any() and touched.sum() > 0.3 * boxes.sum()
 
 
 def test_lost_pictures_keep_their_hues_alone_and_empty_ones_nothing(fresh: JudgeStage, world: World) -> None:

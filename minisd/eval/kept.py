@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..world import judge as judges
-from ..world.known import vocabulary
+from ..world.known import known, vocabulary
 from ..world.recipe import WorldRecipe
 from ..world.vocabulary import Vocabulary
 from ..world.world import World
@@ -28,6 +28,7 @@ class Kept:
     judge: judges.Judge
     words: Vocabulary
     recipe: WorldRecipe  # of the world that it learned
+    known: dict[str, Any]  # what that world knew
     accuracy: dict[str, Any]  # as it was measured when the judge was made, see `Accuracy`
     real: Tensor  # (n, f): features of real pictures of unseen scenes
     clip: Clip | None
@@ -36,7 +37,7 @@ class Kept:
         """The judge's world, to draw real pictures.
 
         Raises:
-            ValueError: its font is not there.
+            ValueError: its font is not there, or it is another one.
         """
         return World(
             replace(self.recipe, font=font or self.recipe.font), self.judge.words.size, self.judge.answers.weight.device

@@ -29,14 +29,7 @@ def vocabulary(data: dict[str, Any]) -> Vocabulary:
     nouns = {noun: tuple(hues) for noun, hues in data["nouns"].items()}
     looks = things(nouns)
     clear = {ground: unpacked(looks, bits) for ground, bits in data["clear"].items()}
-    return Vocabulary(
-        nouns,
-        data["own"],
-        lambda noun, hue, ground: (noun, hue) in clear[ground],
-        data["patterns"],
-        data["grounds"],
-        data["shapes"],
-    )
+    return Vocabulary(nouns, data["own"], clear, data["patterns"], data["grounds"], data["shapes"])
 
 
 def things(nouns: dict[str, tuple[str, ...]]) -> list[tuple[str, str | None]]:
