@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from tiny_world import tiny_world
+from toy_font import TOYS, write_font
 
 from minisd.cli import main
 from minisd.config import Config
@@ -30,11 +31,17 @@ from minisd.train.export import keep_clip
 from minisd.train.judge import JudgeStage, write_judge
 from minisd.train.loop import begin
 from minisd.train.recipe import ClipRecipe, JudgeRecipe
+from minisd.world.emoji import EMOJI
 from minisd.world.mark import mark
 from minisd.world.oracle import Reading
 from minisd.world.scenes import held_out, recipe, reserved
 from minisd.world.words import SHAPES
 from minisd.world.world import World
+
+
+@pytest.fixture(autouse=True)
+def no_font_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minisd.world.recipe.FONTS", ("/no/font",))
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +264,18 @@ def test_prompts_need_no_font(kept: Kept, world: World) -> None:
         assert questions(kept.words, category, 30) == questions(world.vocabulary, category, 30)
     assert described(kept.words, 30) == described(world.vocabulary, 30)
     with pytest.raises(ValueError, match="no colour font"):
-        kept.world("/no/font")
+        kept.world()
+
+
+def test_a_world_is_drawn_by_the_font_that_the_judge_learned_alone(
+    kept: Kept, world: World, toy_font: Path, tmp_path: Path
+) -> None:
+    scenes = world.scenes(range(8), "test")
+    assert torch.equal(kept.world(str(toy_font)).draw(scenes), world.draw(scenes))
+    turned = {EMOJI[noun]: TOYS[toy] for noun, toy in (("fox", "cat"), ("cat", "dog"), ("dog", "fox"))}
+    other = write_font(tmp_path / "other.ttf", turned)
+    with pytest.raises(ValueError, match="other emoji than the judge has learned"):
+        kept.world(str(other))
 
 
 # Scores.
@@ -302,10 +320,8 @@ def test_one_line_of_json_comes_last(
     kept_folder: Path,
     tiny_model: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sheet = tmp_path / "sheet.png"
-    monkeypatch.setattr("minisd.world.recipe.FONTS", ())
     argv = ("--quick", "--json", "--count", "2", "--steps", "1", "--sweep", "steps=1,2", "--sheet", str(sheet))
     out, err = evaluated(capsys, kept_folder, tiny_model, *argv)
     assert out.count("\n") == 1 and sheet.is_file()

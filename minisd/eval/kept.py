@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import check
 from ..world import judge as judges
 from ..world.known import known, vocabulary
 from ..world.recipe import WorldRecipe
@@ -39,9 +40,11 @@ class Kept:
         Raises:
             ValueError: its font is not there, or it is another one.
         """
-        return World(
-            replace(self.recipe, font=font or self.recipe.font), self.judge.words.size, self.judge.answers.weight.device
-        )
+        recipe = replace(self.recipe, font=font or self.recipe.font)
+        world = World(recipe, self.judge.words.size, self.judge.answers.weight.device)
+        same = known(world) == self.known
+        check(same, "this font draws other emoji than the judge has learned: give the Noto Color Emoji it learned from")
+        return world
 
 
 def load_kept(folder: Path, device: torch.device | str = "cpu") -> Kept:
@@ -54,4 +57,6 @@ def load_kept(folder: Path, device: torch.device | str = "cpu") -> Kept:
     judge, told, real = judges.load(folder / JUDGE, device)
     recipe = {key: tuple(value) if isinstance(value, list) else value for key, value in told["recipe"].items()}
     clip = load_clip(folder, device)
-    return Kept(judge, vocabulary(told["world"]), WorldRecipe(**recipe), told["accuracy"], real.to(device), clip)
+    return Kept(
+        judge, vocabulary(told["world"]), WorldRecipe(**recipe), told["world"], told["accuracy"], real.to(device), clip
+    )
