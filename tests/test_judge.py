@@ -10,14 +10,16 @@ from tiny_world import tiny_world
 
 from minisd.train.judge import JudgeStage, Truth, losses, resized, unseen, write_judge
 from minisd.train.loop import advance, attempt, begin
-from minisd.train.recipe import JudgeRecipe
+from minisd.train.recipe import JudgeRecipe, Recipe
 from minisd.train.wear import bent, blurred, nothing, worn
 from minisd.world.accuracy import accuracy
-from minisd.world.judge import EXTENT, Answers, in_words, load, name
+from minisd.world.emoji import EMOJI
+from minisd.world.judge import EXTENT, Answers, Judge, Words, in_words, load, name
 from minisd.world.known import vocabulary
 from minisd.world.mark import mark, told
 from minisd.world.oracle import UNCLEAR
 from minisd.world.scenes import SPLITS, Scene
+from minisd.world.words import GROUNDS
 from minisd.world.world import World
 
 RECIPE = JudgeRecipe(steps=70, batch=24, lr=5e-3, warmup=5, autocast=False, widths=(16, 32, 48), feature=48)
@@ -221,16 +223,10 @@ def test_pictures_of_another_size_are_made_to_fit(fresh: JudgeStage, world: Worl
 
 
 def test_the_real_recipes_judge_fits_in_four_megabytes() -> None:
-    """With as many nouns as the world can ever have."""
-    from minisd.config import Config  # noqa: F401
-    from minisd.train.recipe import Recipe
-    from minisd.world.emoji import EMOJI
-    from minisd.world.judge import Judge, Words
-    from minisd.world.words import GROUNDS
-
+    """With as many nouns as the world can ever have; and its map has sixteen cells a side."""
     grounds = tuple(ground for kind in GROUNDS.values() for ground in kind)
-    for path in (Path(__file__).parent.parent / "configs/train").glob("*.toml"):
-        recipe = Recipe.load(path)
+    for model in ("mini", "cpu", "gpu"):
+        recipe = Recipe.load(Path(__file__).parent.parent / f"configs/train/{model}.toml")
         words = Words(tuple(EMOJI), {}, grounds, recipe.size, recipe.judge.widths, recipe.judge.feature)
         with torch.device("meta"):
             judge = Judge(words)

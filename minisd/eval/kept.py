@@ -56,7 +56,5 @@ def load_kept(folder: Path, device: torch.device | str = "cpu") -> Kept:
     """
     judge, told, real = judges.load(folder / JUDGE, device)
     recipe = {key: tuple(value) if isinstance(value, list) else value for key, value in told["recipe"].items()}
-    clip = load_clip(folder, device)
-    return Kept(
-        judge, vocabulary(told["world"]), WorldRecipe(**recipe), told["world"], told["accuracy"], real.to(device), clip
-    )
+    known = (vocabulary(told["world"]), WorldRecipe(**recipe), told["world"], told["accuracy"])
+    return Kept(judge, *known, real.to(device), load_clip(folder, device))
