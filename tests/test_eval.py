@@ -14,16 +14,18 @@ from scipy.linalg import sqrtm
 from tiny_world import tiny_world
 from toy_font import TOYS, write_font
 
+from minisd.cli import eval as command
 from minisd.cli import main
 from minisd.config import Config
 from minisd.eval.clip import clip_scores, load_clip
 from minisd.eval.distances import frechet, nearest
-from minisd.eval.evaluate import Evaluation, Plan
+from minisd.eval.evaluate import PARTS, Evaluation, Plan
 from minisd.eval.figures import clip_figures, coarse, nearest_figures
 from minisd.eval.intervals import bootstrap, jackknife, of_mean_share, wilson
-from minisd.eval.kept import Kept, load_kept
+from minisd.eval.kept import JUDGE, Kept, load_kept
 from minisd.eval.prompts import CATEGORIES, GENEVAL, HELD_OUT, described, questions
 from minisd.eval.score import answered, from_bytes, overall, real, to_bytes
+from minisd.settings import Options
 from minisd.text.tokenizer import Tokenizer
 from minisd.train.checkpoint import save as save_checkpoint
 from minisd.train.clip import ClipStage
@@ -393,6 +395,11 @@ def test_bad_input_is_refused_in_one_line(
     assert main(["eval", *given, *judge, *argv]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("minisd: ") and said in err
+
+
+def test_the_help_names_what_there_is() -> None:
+    assert command.PARTS == PARTS and command.JUDGE == JUDGE
+    assert set(command.SWEPT) <= set(Options.__annotations__)
 
 
 def test_a_plot_shows_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
