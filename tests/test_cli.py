@@ -464,8 +464,9 @@ def test_help_and_wrong_names_do_not_import_torch() -> None:
     """
     lines = ["--help", "generate --help", "prompt --help", "train --help", "info --help", "convert --help", "--version"]
     lines += ["generate x --sampler nope", "train nope", "generate x --model nowhere", "generate x --seed x"]
+    lines += ["eval --help", "eval --sweep foo=1", "eval -m nowhere", "eval --judge nowhere"]
     done = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True, timeout=60)
-    assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2] set()"
+    assert done.stderr.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 0, 2, 2, 2] set()"
     assert done.stdout.isascii()  # any terminal can show it
     assert "--clip-skip" in done.stdout and f"minisd {minisd.__version__}" in done.stdout
 

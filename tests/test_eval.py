@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,17 +12,20 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 from tiny_world import tiny_world
+from toy_font import TOYS, write_font
 
+from minisd.cli import eval as command
 from minisd.cli import main
 from minisd.config import Config
 from minisd.eval.clip import clip_scores, load_clip
 from minisd.eval.distances import frechet, nearest
-from minisd.eval.evaluate import Evaluation, Plan
+from minisd.eval.evaluate import PARTS, Evaluation, Plan
 from minisd.eval.figures import clip_figures, coarse, nearest_figures
 from minisd.eval.intervals import bootstrap, jackknife, of_mean_share, wilson
-from minisd.eval.kept import Kept, load_kept
+from minisd.eval.kept import JUDGE, Kept, load_kept
 from minisd.eval.prompts import CATEGORIES, GENEVAL, HELD_OUT, described, questions
 from minisd.eval.score import answered, from_bytes, overall, real, to_bytes
+from minisd.settings import Options
 from minisd.text.tokenizer import Tokenizer
 from minisd.train.checkpoint import save as save_checkpoint
 from minisd.train.clip import ClipStage
@@ -29,6 +33,7 @@ from minisd.train.export import keep_clip
 from minisd.train.judge import JudgeStage, write_judge
 from minisd.train.loop import begin
 from minisd.train.recipe import ClipRecipe, JudgeRecipe
+from minisd.world.emoji import EMOJI
 from minisd.world.mark import mark
 from minisd.world.oracle import Reading
 from minisd.world.scenes import held_out, recipe, reserved
@@ -36,16 +41,24 @@ from minisd.world.words import SHAPES
 from minisd.world.world import World
 
 
+@pytest.fixture(autouse=True)
+def no_font_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minisd.world.recipe.FONTS", ("/no/font",))
+
+
 @pytest.fixture(scope="module")
-def world() -> World:
-    return tiny_world()
+def world(toy_font: Path) -> World:
+    return tiny_world(toy_font)
 
 
 @pytest.fixture(scope="module")
 def kept_folder(world: World, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What would ship: a judge that has learned nothing, and the towers of a clip stage at its start."""
+    """What would ship: a judge that has learned nothing, of a world whose font lies where systems keep it, and the
+    towers of a clip stage at its start."""
     folder = tmp_path_factory.mktemp("run")
     stage = JudgeStage(JudgeRecipe(widths=(8, 16), feature=16), world)
+    stage.world = copy(world)
+    stage.world.recipe = replace(world.recipe, font=None)
     write_judge(stage, stage.module.state_dict(), folder / "judge", 64)
     config = Config.load(tiny_model / "config.json").text[0]
     config = replace(config, projection=24)
@@ -256,6 +269,17 @@ def test_prompts_need_no_font(kept: Kept, world: World) -> None:
         kept.world()
 
 
+def test_a_world_is_drawn_by_the_font_that_the_judge_learned_alone(
+    kept: Kept, world: World, toy_font: Path, tmp_path: Path
+) -> None:
+    scenes = world.scenes(range(8), "test")
+    assert torch.equal(kept.world(str(toy_font)).draw(scenes), world.draw(scenes))
+    turned = {EMOJI[noun]: TOYS[toy] for noun, toy in (("fox", "cat"), ("cat", "dog"), ("dog", "fox"))}
+    other = write_font(tmp_path / "other.ttf", turned)
+    with pytest.raises(ValueError, match="other emoji than the judge has learned"):
+        kept.world(str(other))
+
+
 # Scores.
 
 
@@ -294,7 +318,10 @@ def evaluated(capsys: pytest.CaptureFixture, kept_folder: Path, model: Path, *ar
 
 
 def test_one_line_of_json_comes_last(
-    capsys: pytest.CaptureFixture, kept_folder: Path, tiny_model: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture,
+    kept_folder: Path,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     sheet = tmp_path / "sheet.png"
     argv = ("--quick", "--json", "--count", "2", "--steps", "1", "--sweep", "steps=1,2", "--sheet", str(sheet))
@@ -368,6 +395,11 @@ def test_bad_input_is_refused_in_one_line(
     assert main(["eval", *given, *judge, *argv]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("minisd: ") and said in err
+
+
+def test_the_help_names_what_there_is() -> None:
+    assert command.PARTS == PARTS and command.JUDGE == JUDGE
+    assert set(command.SWEPT) <= set(Options.__annotations__)
 
 
 def test_a_plot_shows_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

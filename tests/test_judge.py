@@ -1,5 +1,6 @@
 """The judge: the truth it is taught, what it learns of it, and what it says of pictures that show nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,25 +8,27 @@ import torch
 import torch.nn.functional as F
 from tiny_world import tiny_world
 
-from minisd.train.judge import JudgeStage, Truth, losses, unseen, write_judge
+from minisd.train.judge import JudgeStage, Truth, losses, resized, unseen, write_judge
 from minisd.train.loop import advance, attempt, begin
-from minisd.train.recipe import JudgeRecipe
+from minisd.train.recipe import JudgeRecipe, Recipe
 from minisd.train.wear import bent, blurred, nothing, worn
 from minisd.world.accuracy import accuracy
-from minisd.world.judge import EXTENT, Answers, in_words, load, name
+from minisd.world.emoji import EMOJI
+from minisd.world.judge import EXTENT, Answers, Judge, Words, in_words, load, name
 from minisd.world.known import vocabulary
 from minisd.world.mark import mark, told
 from minisd.world.oracle import UNCLEAR
 from minisd.world.scenes import SPLITS, Scene
+from minisd.world.words import GROUNDS
 from minisd.world.world import World
 
 RECIPE = JudgeRecipe(steps=70, batch=24, lr=5e-3, warmup=5, autocast=False, widths=(16, 32, 48), feature=48)
 
 
 @pytest.fixture(scope="module")
-def world() -> World:
+def world(toy_font: Path) -> World:
     """Nearly all of its objects are emoji."""
-    return tiny_world(48, shapes=0.01)
+    return tiny_world(toy_font, 48, shapes=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,23 @@ def test_a_muddle_is_unclear_in_what_its_two_halves_disagree_on(fresh: JudgeStag
     assert torch.equal(*both)
 
 
+def test_things_of_other_sizes_are_drawn_and_told_so(fresh: JudgeStage, world: World) -> None:
+    """Half of them as they were; the boxes told are the boxes drawn: outside nothing changes."""
+    scenes = world.scenes(range(100))
+    plan = world.painter.layout(scenes)
+    small = resized(plan, torch.Generator().manual_seed(0))
+    shares = (small.box / plan.box)[plan.sprite >= 0]
+    assert torch.equal(shares[:, :2], torch.ones_like(shares[:, :2])) and 0.68 <= shares[:, 2].min() < 0.75
+    assert shares[:, 2].max() <= 1 and 0.4 < (shares[:, 2] == 1).float().mean() < 0.6
+    bare = world.painter(replace(plan, sprite=torch.full_like(plan.sprite, -1)))
+    touched = (world.painter(small) != bare).any(1)  # (b, h, w)
+    at = (torch.arange(48) + 0.5) / 48
+    reach = small.box[..., 2] / 2 + 1 / 48
+    inside = [(small.box[..., k, None] - at).abs() <= reach[..., None] for k in (0, 1)]  # (b, 4, 48)
+    boxes = (inside[0][:, :, None, :] & inside[1][:, :, :, None] & (plan.sprite >= 0)[..., None, None]).any(1)
+    assert not (touched & ~boxes).any() and touched.sum() > 0.3 * boxes.sum()
+
+
 def test_lost_pictures_keep_their_hues_alone_and_empty_ones_nothing(fresh: JudgeStage, world: World) -> None:
     scenes = world.scenes(range(20))
     plan = world.painter.layout(scenes)
@@ -203,13 +223,7 @@ def test_pictures_of_another_size_are_made_to_fit(fresh: JudgeStage, world: Worl
 
 
 def test_the_real_recipes_judge_fits_in_four_megabytes() -> None:
-    """With as many nouns as the world can ever have."""
-    from minisd.config import Config  # noqa: F401
-    from minisd.train.recipe import Recipe
-    from minisd.world.emoji import EMOJI
-    from minisd.world.judge import Judge, Words
-    from minisd.world.words import GROUNDS
-
+    """With as many nouns as the world can ever have; and its map has sixteen cells a side."""
     grounds = tuple(ground for kind in GROUNDS.values() for ground in kind)
     for path in (Path(__file__).parent.parent / "configs/train").glob("*.toml"):
         recipe = Recipe.load(path)

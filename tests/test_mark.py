@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tiny_world import tiny_world
@@ -33,9 +34,9 @@ def seen(*objects: Object, ground: str = "white") -> Reading:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_what_a_scene_tells_of_itself_is_right_and_of_another_it_is_not(split: str) -> None:
+def test_what_a_scene_tells_of_itself_is_right_and_of_another_it_is_not(split: str, toy_font: Path) -> None:
     """Any choice of words is true of the scene that they were taken from; all of them are true of its like alone."""
-    scenes = tiny_world().scenes(range(150), split)
+    scenes = tiny_world(toy_font).scenes(range(150), split)
     for scene, other in itertools.pairwise(scenes):
         for words in (WORDS, (), ("colour",), ("relation", "size")):
             assert wrong(seen(*scene.objects[::-1], ground=scene.background), told(scene, words)) == []
@@ -115,8 +116,8 @@ def test_the_kindest_pairing_counts_and_a_relation_never_makes_it_kinder() -> No
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_place_is_where_the_world_puts_it(place: str) -> None:
-    scenes = [scene for scene in tiny_world().scenes(range(600)) if scene.place]
+def test_a_place_is_where_the_world_puts_it(place: str, toy_font: Path) -> None:
+    scenes = [scene for scene in tiny_world(toy_font).scenes(range(600)) if scene.place]
     for scene in scenes:
         marks = wrong(seen(*scene.objects), replace(told(scene, ()), place=place))
         assert marks == ([] if scene.place == place else ["place"])

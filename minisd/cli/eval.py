@@ -47,7 +47,7 @@ EPILOG = f"""examples:
 
 parts: geneval (single object, two objects, counting, colors, position, color attribution: overall is their mean),
 held_out (pairs of thing and colour that no training picture showed), shapes (plain shapes told in full, read by the
-oracle's rules), scenes (all the world has, told in full; with Fréchet distance and nearest training pictures).
+oracle's rules), scenes (all the world has, told in full; with Frechet distance and nearest training pictures).
 
 A picture is right when exactly the objects that were told are there and nothing else, and every word that was told of
 them is right; what was not told is free. All but the shapes is read by a judge, a network trained apart from the model;

@@ -61,7 +61,7 @@ class Report:
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)  # clip_score, frechet, nearest
     sweeps: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
-    seconds: float = 0.0  # to draw a picture, on average
+    seconds: float = 0.0  # to draw and to read a picture, on average
 
     @property
     def overall(self) -> tuple[float, tuple[float, float]] | None:
@@ -88,10 +88,11 @@ class Evaluation:
         total += sweeping * sum(len(some) for some in six.values())
         with tqdm(total=total, desc="drawn", unit="picture", disable=not plan.progress) as bar:
             for part, categories in asked.items():
-                answers, report.seconds = self.answers(categories, plan.options, bar)
-                report.answers[part] = answers
+                answers, seconds = self.answers(categories, plan.options, bar)
+                report.answers[part], report.seconds = answers, report.seconds + seconds
                 report.scores[part] = {name: some.score for name, some in answers.items()}
                 report.ceilings[part] = self.ceilings(part, categories)
+            report.seconds /= max(bar.n, 1)
             report.figures = self.figures(report.answers)
             for name, values in plan.sweeps.items():
                 report.sweeps[name] = [self.swept(six, name, value, bar) for value in values]
@@ -120,12 +121,12 @@ class Evaluation:
     def answers(
         self, categories: dict[str, list[Question]], options: dict[str, Any], bar: tqdm
     ) -> tuple[dict[str, Answers], float]:
-        """The model's answers by category, and the seconds that a picture took."""
+        """The model's answers by category, and the seconds that they took to draw and to read."""
         found, started = {}, perf_counter()
         for name, some in categories.items():
             lots = drawn(self.model, some, self.plan.seed, options, bar)
             found[name] = answered(some, lots, self.reader(name), self.size)
-        return found, (perf_counter() - started) / sum(len(some) for some in categories.values())
+        return found, perf_counter() - started
 
     def reader(self, name: str) -> Callable:
         """The oracle reads what is told of plain shapes on plain grounds, the judge all else."""
@@ -158,7 +159,8 @@ class Evaluation:
         answers, seconds = self.answers(six, self.plan.options | {name: value}, bar)
         scores = {category: some.score for category, some in answers.items()}
         mean, interval = overall(list(scores.values()))
-        row = {name: value, "overall": mean, "interval": interval, "seconds": seconds}
+        each = seconds / sum(score.count for score in scores.values())
+        row = {name: value, "overall": mean, "interval": interval, "seconds": each}
         row |= {category: score.share for category, score in scores.items()}
         if self.kept.clip:
             row["clip_score"] = clip_figures(self.kept.clip, list(answers.values()))["score"]

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import check
 from ..world import judge as judges
-from ..world.known import vocabulary
+from ..world.known import known, vocabulary
 from ..world.recipe import WorldRecipe
 from ..world.vocabulary import Vocabulary
 from ..world.world import World
@@ -28,6 +29,7 @@ class Kept:
     judge: judges.Judge
     words: Vocabulary
     recipe: WorldRecipe  # of the world that it learned
+    known: dict[str, Any]  # what that world knew
     accuracy: dict[str, Any]  # as it was measured when the judge was made, see `Accuracy`
     real: Tensor  # (n, f): features of real pictures of unseen scenes
     clip: Clip | None
@@ -36,11 +38,13 @@ class Kept:
         """The judge's world, to draw real pictures.
 
         Raises:
-            ValueError: its font is not there.
+            ValueError: its font is not there, or it is another one.
         """
-        return World(
-            replace(self.recipe, font=font or self.recipe.font), self.judge.words.size, self.judge.answers.weight.device
-        )
+        recipe = replace(self.recipe, font=font or self.recipe.font)
+        world = World(recipe, self.judge.words.size, self.judge.answers.weight.device)
+        same = known(world) == self.known
+        check(same, "this font draws other emoji than the judge has learned: give the Noto Color Emoji it learned from")
+        return world
 
 
 def load_kept(folder: Path, device: torch.device | str = "cpu") -> Kept:
@@ -52,5 +56,5 @@ def load_kept(folder: Path, device: torch.device | str = "cpu") -> Kept:
     """
     judge, told, real = judges.load(folder / JUDGE, device)
     recipe = {key: tuple(value) if isinstance(value, list) else value for key, value in told["recipe"].items()}
-    clip = load_clip(folder, device)
-    return Kept(judge, vocabulary(told["world"]), WorldRecipe(**recipe), told["accuracy"], real.to(device), clip)
+    known = (vocabulary(told["world"]), WorldRecipe(**recipe), told["world"], told["accuracy"])
+    return Kept(judge, *known, real.to(device), load_clip(folder, device))

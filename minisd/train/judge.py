@@ -7,7 +7,7 @@ pictures. It learns too what is nothing: things pieced together from two others,
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ LOT = 64  # of them at a time
 PATCHES = (5, 11)  # across a picture, of which a muddle takes each from the one or the other
 LOST = 0.04  # of the pictures are blurred beyond telling
 EMPTY = 0.04  # of the pictures show nothing but patches
+SMALLEST = 0.68  # of what the world would have it, a thing may be
 NEAR = 1.6  # cells around a centre that learn what the object is
 SPREAD = 0.7  # cells: how far around a centre a cell is excused for seeing it
 
@@ -79,7 +80,7 @@ class JudgeStage:
         draw, indices = generator(self.recipe.seed, step), batch_indices(step, self.recipe.batch)
         # A judge knows the pairs too that the model is never shown: they have to be told when they are drawn.
         scenes = [self.world.scene(i, "train" if i % HELD_OUT else "held_out") for i in indices]
-        plan = self.world.painter.layout(scenes)
+        plan = resized(self.world.painter.layout(scenes), draw)
         second, patches = self.muddle(plan, draw)
         pictures = torch.lerp(self.world.painter(plan), self.world.painter(second), patches.to(self.world.device))
         chance = torch.rand(len(scenes), generator=draw)
@@ -140,6 +141,13 @@ class JudgeStage:
         return grid(to_pil(rearrange(rows, "k (r b) c h w -> (r k b) c h w", b=16)), columns=16)
 
 
+def resized(plan: Layout, draw: torch.Generator) -> Layout:
+    """The same scenes with every other thing smaller than the world has it: a model's come in between."""
+    chosen, u = torch.rand(2, *plan.sprite.shape, generator=draw)
+    scale = torch.where(chosen < 0.5, SMALLEST + (1 - SMALLEST) * u, 1.0)
+    return replace(plan, box=plan.box * torch.stack([torch.ones_like(scale), torch.ones_like(scale), scale], -1))
+
+
 def unseen(world: World, count: int) -> list[Scene]:
     """Scenes that no judge and no model of this world has learnt from: by turns of the test split and held-out ones."""
     return [world.scene(2**32 + i, ("test", "held_out")[i % 2]) for i in range(count)]
@@ -174,7 +182,7 @@ def write_judge(stage: JudgeStage, weights: Mapping[str, Tensor], folder: Path, 
     save(folder / "judge.safetensors", judge, told, torch.cat(features))
     print(f"judge: {seen.line()}")
     for drawn, read, count in seen.confused[:12]:
-        print(f"judge: {count} times {drawn} was read as {read}")
+        print(f"judge: {drawn} was read as {read} {count} times")
 
 
 def losses(answers: Answers, truth: Truth) -> dict[str, Tensor]:

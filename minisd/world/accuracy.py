@@ -42,7 +42,7 @@ def accuracy(readings: Sequence[Reading], scenes: Sequence[Scene]) -> Accuracy:
         for item in scene.objects:
             seen = nearest(reading.objects, item)
             verdicts.append(compared(seen, item))
-            if seen and not verdicts[-1]["all"]:
+            if seen and told(seen) != told(item):
                 confused[told(item), told(seen)] += 1
         for verdict in verdicts:
             right.update(verdict)
