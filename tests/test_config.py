@@ -13,7 +13,7 @@ from minisd.settings import resolve
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@pytest.mark.parametrize("name", ["mini", "sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize("name", ["mini", "mini128", "sd15", "sd21", "sdxl"])
 def test_presets_round_trip(name: str) -> None:
     config = Config.load(CONFIGS / f"{name}.json")
     assert config.name == name
