@@ -88,8 +88,10 @@ class Run:
         """Those of the first pictures that are trained on, at most so many, from the run's cache or made now."""
         examples = self.examples
         source = examples.key if isinstance(examples, Folder) else f"{self.recipe.world} {examples.size}"
-        count = min(most, examples.distinct or most) if isinstance(examples, Folder) else most
-        return cached_latents(self.folder / "latents", vae, count, examples, source, self.until)
+        there = examples.distinct if isinstance(examples, Folder) else most
+        if there > most:
+            log.warning("only %d of %d cut pictures are trained on: the recipe's `latents`", most, there)
+        return cached_latents(self.folder / "latents", vae, min(most, there), examples, source, self.until, self.quiet)
 
     def followed(self, name: str) -> dict:
         """What a stage depends on: a part of the recipe, and the pictures."""
