@@ -118,12 +118,12 @@ def remember(run: Path, config: Config, recipe: LoraRecipe) -> str:
     """What the factors are for, as the JSON text of lora.json; a run goes on with the same only.
 
     Raises:
-        ValueError: the run folder holds factors for another model, or of another rank or scale.
+        ValueError: the run folder holds trained factors for another model, or of another rank or scale.
     """
     alpha = recipe.rank if recipe.alpha is None else recipe.alpha
     now = {"model": config.name, "rank": recipe.rank, "alpha": float(alpha), "layers": list(recipe.layers)}
     now["text"] = recipe.text_lr > 0
-    if (run / NOTES).exists():
+    if (run / "lora.safetensors").exists():
         before = json.loads((run / NOTES).read_text(encoding="utf-8"))
         other = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
         check(not other, f"{run} is a LoRA of {'; '.join(other)}: resume it as it began, or choose another --out")
