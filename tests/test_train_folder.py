@@ -159,7 +159,7 @@ BAD = [
     ('{{"file_name": "sub/../../out.png", "text": "x"}}\n', "lies outside the folder {home}"),
     ('{{"file_name": "{home}/../out.png", "text": "x"}}\n', "lies outside the folder {home}"),
     ('{{"file_name": "link.png", "text": "x"}}\n', "'link.png' lies outside the folder {home}"),
-    ('{{"file_name": "{long}.png", "text": "x"}}\n', "metadata.jsonl:1: File name too long"),
+    ('{{"file_name": "{long}.png", "text": "x"}}\n', "metadata.jsonl:1: File name too long: {home}/nnn"),
     ("{bytes}\n", "metadata.jsonl:1: not UTF-8 text"),
     ('{{"file_name": "\\udcff.png", "text": "x"}}\n', "metadata.jsonl:1: file_name must be a path, not '\\udcff.png'"),
     ("\n \n", "metadata.jsonl lists no pictures"),
@@ -195,7 +195,7 @@ def test_what_is_wrong_is_one_line_with_its_file(
     [
         ("0.png,a cat, black", "metadata.csv:2: [' black'] lies beyond the last column"),
         ("0.png", "metadata.csv:2: 'text' is missing"),
-        ('0.png,x\n0.png,"x', "metadata.csv: not a table of UTF-8 text after line 3: unexpected end"),
+        ('0.png,x\n0.png,"x', "metadata.csv: not a table of UTF-8 text after line 2: unexpected end"),
         ("0.png,caf\udce9", "metadata.csv: not a table of UTF-8 text after line 0: 'utf-8' codec can't decode"),
     ],
 )

@@ -193,6 +193,8 @@ def test_a_run_that_failed_before_its_first_step_can_begin_as_another(
     argv += [word for change in SHORT for word in ("--set", change)] + ["--device", "cpu"]
     assert main([*argv, "--rank", "2"]) == 2
     assert "1.png cannot be read as a picture" in capsys.readouterr().err
+    assert main(["train", "export", "--out", str(tmp_path / "run")]) == 2
+    assert "lora.safetensors: run minisd train lora first" in capsys.readouterr().err
     (damaged / "1.png").write_bytes(whole)
     assert main([*argv, "--rank", "3", "--set", "lora.latents=1", "--set", "data.random_crop=true"]) == 0
     assert capsys.readouterr().err == ""

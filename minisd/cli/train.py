@@ -246,9 +246,8 @@ def check_ready(args: argparse.Namespace, base: Config | None) -> None:
     check(args.stage == "export" or not (holds_model(args.out) if args.stage == "lora" else lora), other)
     there = base is not None or args.stage == "lora" or (args.out / "config.json").exists()
     check(there, f"{args.recipe} names no model config: start from a model, --init MODEL")
-    enough = begun(args.out) or (args.stage == "export" and made_by(args.out, "lora").exists())
-    for stage in NEEDS.get(args.stage, ()):
-        there = enough or made_by(args.out, stage).exists()
+    for stage in ("lora",) if lora and args.stage == "export" else NEEDS.get(args.stage, ()):
+        there = begun(args.out) or made_by(args.out, stage).exists()
         check(there, f"{args.stage} needs {made_by(args.out, stage)}: run minisd train {stage} first")
     done = args.stage in (*NETWORKS, "lora") and made_by(args.out, args.stage).exists()
     again = f"{made_by(args.out, args.stage)} exists: add --resume to go on from it, or choose another --out"

@@ -94,9 +94,10 @@ def list_folder(folder: str | Path) -> Listing:
     for number, row in ROWS[path.suffix](path):
         try:
             entries.append(entry(root, inside, row))
-        except (ValueError, OSError) as error:
-            said = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ValueError(f"{path}:{number}: {said}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{path}:{number}: {error.strerror}: {error.filename}") from error
     check(len(entries) > 0, f"{path} lists no pictures")
     blank = sum(not all(caption.strip() for caption in entry.captions) for entry in entries)
     if blank:

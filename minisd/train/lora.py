@@ -58,13 +58,12 @@ class LoraStage(UnetStage):
         super().__init__(recipe, model.config, None, model.text, model.vae, latents, examples, model.unet)
         self.tokenizers = model.tokenizers
         self.module.requires_grad_(False)
-        alpha = recipe.rank if recipe.alpha is None else recipe.alpha
         parts = ("unet", "text") if recipe.text_lr > 0 else ("unet",)
         for part in parts:
             found = [name for name, layer in self.module[part].named_modules() if wanted(name, layer, recipe.layers)]
             for name in found:
                 layer = self.module[part].get_submodule(name)
-                changed = LowRank(layer, recipe.rank, alpha)
+                changed = LowRank(layer, recipe.rank, recipe.strength)
                 self.module[part].set_submodule(name, changed.to(layer.weight.device))
             check(bool(found), f"lora.layers {list(recipe.layers)}: no linear layer of the {part} has such a name")
 
@@ -120,8 +119,7 @@ def remember(run: Path, config: Config, recipe: LoraRecipe) -> str:
     Raises:
         ValueError: the run folder holds trained factors for another model, or of another rank or scale.
     """
-    alpha = recipe.rank if recipe.alpha is None else recipe.alpha
-    now = {"model": config.name, "rank": recipe.rank, "alpha": float(alpha), "layers": list(recipe.layers)}
+    now = {"model": config.name, "rank": recipe.rank, "alpha": recipe.strength, "layers": list(recipe.layers)}
     now["text"] = recipe.text_lr > 0
     if (run / "lora.safetensors").exists():
         before = json.loads((run / NOTES).read_text(encoding="utf-8"))

@@ -110,7 +110,12 @@ class LoraRecipe(UnetRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("base", self.base, ("auto", "fp32", "bf16"))
-        check(self.alpha is None or self.alpha > 0, f"alpha {self.alpha} must be above 0")
+        check(self.strength > 0, f"alpha {self.alpha} must be above 0")
+
+    @property
+    def strength(self) -> float:
+        """alpha, or what stands for it."""
+        return float(self.rank if self.alpha is None else self.alpha)
 
 
 @dataclass(frozen=True)
