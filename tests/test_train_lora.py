@@ -201,6 +201,21 @@ def test_a_run_that_failed_before_its_first_step_can_begin_as_another(
     assert len(load_file(tmp_path / "run/latents/00000000.safetensors")["latents"]) == 1
 
 
+def test_an_unseen_picture_that_is_damaged_is_named_before_the_first_step(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Not when the first grid is drawn, hundreds of steps later."""
+    folder = folder_of(
+        tmp_path / "pictures", [noise(i, 32, 32) for i in range(130)]
+    )  # of these names one is never trained on
+    unseen = list_folder(folder).split("test")[0].path
+    unseen.write_bytes(unseen.read_bytes()[:2000])
+    argv = ["train", "lora", "-m", str(tiny_model), "--data", str(folder), "--out", str(tmp_path / "run")]
+    assert main([*argv, *(word for change in SHORT for word in ("--set", change)), "--device", "cpu"]) == 2
+    assert f"minisd: {unseen} cannot be read as a picture" in capsys.readouterr().err
+    assert not (tmp_path / "run/lora.jsonl").exists()
+
+
 def test_pictures_cut_anywhere_are_cut_in_a_few_places(
     data: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
 ) -> None:
