@@ -81,8 +81,23 @@ def test_random_crops_are_the_indexs_own_and_lie_inside(tmp_path: Path) -> None:
     assert left.min() < 6 and left.max() > 58 and len(set(left.tolist())) > 25  # of 0..64
     assert torch.equal(x[17:18], folder.pictures([17]))
     assert (x[:, 0, 5, 31] > x[:, 0, 5, 0]).all()
-    assert folder.distinct is None
+    assert folder.distinct == 16
     assert torch.equal(folder.pictures([0, 1], "test"), Folder(listing, 32).pictures([3, 4]))
+
+
+@pytest.mark.parametrize("sides", [(1, 3000), (3000, 1), (1, 1)])
+def test_a_line_of_pixels_does_not_fill_the_memory(sides: tuple[int, int], tmp_path: Path) -> None:
+    """Enlarged as a whole, one pixel by 60,000 would take 47 GB at 512 x 512."""
+    ramp = Image.linear_gradient("L").resize(sides).convert("RGB")
+    listing = list_folder(folder_of(tmp_path, [ramp]))
+    middle = Folder(listing, 32)
+    assert middle.scaled(listing.entries[0]).shape == (32, 32, 3)
+    assert (
+        middle.pictures([0], "test") - as_pixels(ramp)[:, sides[1] // 2, sides[0] // 2].view(3, 1, 1)
+    ).abs().max() < 0.1
+    anywhere = Folder(listing, 32, random_crop=True)
+    assert max(anywhere.scaled(listing.entries[0]).shape) <= 10 * 32
+    assert anywhere.pictures(range(9)).shape == (9, 3, 32, 32)
 
 
 def test_phrasings_change_with_the_step_and_each_has_its_turn(tmp_path: Path) -> None:
@@ -144,8 +159,9 @@ BAD = [
     ('{{"file_name": "sub/../../out.png", "text": "x"}}\n', "lies outside the folder {home}"),
     ('{{"file_name": "{home}/../out.png", "text": "x"}}\n', "lies outside the folder {home}"),
     ('{{"file_name": "link.png", "text": "x"}}\n', "'link.png' lies outside the folder {home}"),
-    ('{{"file_name": "{long}.png", "text": "x"}}\n', "metadata.jsonl:1: File name too long"),
+    ('{{"file_name": "{long}.png", "text": "x"}}\n', "metadata.jsonl:1: File name too long: {home}/nnn"),
     ("{bytes}\n", "metadata.jsonl:1: not UTF-8 text"),
+    ('{{"file_name": "\\udcff.png", "text": "x"}}\n', "metadata.jsonl:1: file_name must be a path, not '\\udcff.png'"),
     ("\n \n", "metadata.jsonl lists no pictures"),
     (None, "has no metadata.jsonl (and no metadata.csv): lines such as"),
 ]
@@ -172,6 +188,31 @@ def test_what_is_wrong_is_one_line_with_its_file(
     assert out == "" and err.count("\n") == 1 and err.startswith("minisd: ")
     assert told.format(home=home)[:200] in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ("0.png,a cat, black", "metadata.csv:2: [' black'] lies beyond the last column"),
+        ("0.png", "metadata.csv:2: 'text' is missing"),
+        ('0.png,x\n0.png,"x', "metadata.csv: not a table of UTF-8 text after line 2: unexpected end"),
+        ("0.png,caf\udce9", "metadata.csv: not a table of UTF-8 text after line 0: 'utf-8' codec can't decode"),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_told(rows: str, told: str, tmp_path: Path) -> None:
+    """A caption would lose what follows its comma."""
+    folder_of(tmp_path, [noise(0, 8, 8)])
+    (tmp_path / "metadata.jsonl").unlink()
+    table = tmp_path / "metadata.csv"
+    table.write_text(f"\ufefffile_name,text\n{rows}\n", encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(ValueError) as refused:
+        list_folder(tmp_path)
+    assert str(refused.value).startswith(f"{tmp_path}/{told}")
+
+
+def test_empty_captions_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    list_folder(folder_of(tmp_path, [noise(i, 8, 8) for i in range(4)], ["x", "", ["y", " "], ["z"]]))
+    assert caplog.messages == ["2 of 4 pictures have an empty caption"]
 
 
 def test_a_picture_damaged_further_down_is_named_when_it_is_read(tmp_path: Path) -> None:
@@ -210,6 +251,17 @@ def test_a_field_of_the_recipe_can_be_set(change: str, told: tuple[int, float]) 
 @pytest.mark.parametrize("change", ["unet.stepz=5", "unet.steps", "=5", "unet.steps=many", "size.x=3", "lora.base=fp8"])
 def test_a_field_that_is_not_there_is_refused(change: str) -> None:
     with pytest.raises(ValueError, match=change.partition("=")[0].rpartition(".")[2] or change):
+        Recipe.load(ROOT / "configs/train/mini.toml", [change])
+
+
+ABSURD = ["lora.alpha=0.0", "lora.alpha=-1.0", "unet.drop_prompt=1.5", "unet.text_lr=-0.1", "unet.snr_gamma=0.0"]
+
+
+@pytest.mark.parametrize("change", [*ABSURD, "unet.time_power=0.0"])
+def test_a_number_that_makes_no_sense_is_refused(change: str) -> None:
+    """Some would train nothing, one would fall out of the noise table."""
+    name, _, value = change.partition("=")
+    with pytest.raises(ValueError, match=f"{name.partition('.')[2]} {value} must be"):
         Recipe.load(ROOT / "configs/train/mini.toml", [change])
 
 
@@ -292,18 +344,8 @@ def test_a_run_that_started_from_a_model_goes_on_by_the_same_command(
 
 def test_a_vae_that_a_unet_knows_keeps_its_latents(pictures: Path, tmp_path: Path, tiny_model: Path) -> None:
     """Only the decoder is tuned, and the scale factor stays."""
-    argv = [
-        "train",
-        "vae",
-        "--data",
-        str(pictures),
-        "--init",
-        str(tiny_model),
-        "--out",
-        str(tmp_path),
-        "--device",
-        "cpu",
-    ]
+    argv = ["train", "vae", "--data", str(pictures), "--init", str(tiny_model), "--out", str(tmp_path)]
+    argv += ["--device", "cpu"]
     assert main([*argv, *sets("vae", size=16, vae__ema=0.28)]) == 0
     assert main(["train", "export", "--out", str(tmp_path)]) == 0
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, tmp_path / "model"))

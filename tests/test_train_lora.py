@@ -3,6 +3,7 @@
 The oracle is diffusers' load_lora_weights on tiny random pipelines, and its schedulers for the loss.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import deviation
+from oracles import POOLED, deviation
 from own_pictures import folder_of, noise
 from PIL import Image
 from safetensors.torch import load_file
@@ -29,9 +30,11 @@ from minisd.train.listing import list_folder
 from minisd.train.loop import run
 from minisd.train.lora import LoraStage, LowRank, write_lora
 from minisd.train.recipe import LoraRecipe
+from minisd.train.start import start_from
 from minisd.train.unet import UnetStage
 from minisd.weights.load import load
 from minisd.weights.lora import load_loras
+from minisd.weights.lora_names import places
 
 TOL = 1e-5
 SHORT = ["lora.steps=3", "lora.batch=2", "lora.warmup=1", "lora.lr=0.02", "lora.ema=0.28", "lora.autocast=false"]
@@ -180,6 +183,67 @@ def test_a_run_cut_off_goes_on_exactly(
         train(folder, data, tmp_path / "parts", *more, flags=["--resume", "--rank", "4"])
 
 
+def test_a_run_that_failed_before_its_first_step_can_begin_as_another(
+    data: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    damaged = folder_of(tmp_path / "pictures", [noise(i, 64, 64) for i in range(2)])
+    whole = (damaged / "1.png").read_bytes()
+    (damaged / "1.png").write_bytes(whole[:5000])
+    argv = ["train", "lora", "-m", str(tiny_model), "--data", str(damaged), "--out", str(tmp_path / "run"), "-q"]
+    argv += [word for change in SHORT for word in ("--set", change)] + ["--device", "cpu"]
+    assert main([*argv, "--rank", "2"]) == 2
+    assert "1.png cannot be read as a picture" in capsys.readouterr().err
+    assert main(["train", "export", "--out", str(tmp_path / "run")]) == 2
+    assert "lora.safetensors: run minisd train lora first" in capsys.readouterr().err
+    (damaged / "1.png").write_bytes(whole)
+    assert main([*argv, "--rank", "3", "--set", "lora.latents=1", "--set", "data.random_crop=true"]) == 0
+    assert capsys.readouterr().err == ""
+    assert len(load_file(tmp_path / "run/latents/00000000.safetensors")["latents"]) == 1
+
+
+def test_an_unseen_picture_that_is_damaged_is_named_before_the_first_step(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Not when the first grid is drawn, hundreds of steps later."""
+    folder = folder_of(
+        tmp_path / "pictures", [noise(i, 32, 32) for i in range(130)]
+    )  # of these names one is never trained on
+    unseen = list_folder(folder).split("test")[0].path
+    unseen.write_bytes(unseen.read_bytes()[:2000])
+    argv = ["train", "lora", "-m", str(tiny_model), "--data", str(folder), "--out", str(tmp_path / "run")]
+    assert main([*argv, *(word for change in SHORT for word in ("--set", change)), "--device", "cpu"]) == 2
+    assert f"minisd: {unseen} cannot be read as a picture" in capsys.readouterr().err
+    assert not (tmp_path / "run/lora.jsonl").exists()
+
+
+def test_pictures_cut_anywhere_are_cut_in_a_few_places(
+    data: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Where their latents are made once; all of them: the recipe's limit is for an endless world, and is told."""
+    train(tiny_model, data, tmp_path / "run", "data.random_crop=true", "lora.latents=47")
+    assert "only 47 of 48 cut pictures are trained on" in capsys.readouterr().err
+    train(tiny_model, data, tmp_path / "all", "data.random_crop=true")
+    assert len(load_file(tmp_path / "all/latents/00000000.safetensors")["latents"]) == 48
+    assert "are trained on" not in capsys.readouterr().err
+
+
+def test_a_lora_and_a_model_in_training_do_not_share_a_folder(
+    data: Path, tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Each has its own config.json, which the other would train by."""
+    lora, whole = tmp_path / "lora", tmp_path / "whole"
+    train(tiny_model, data, lora)
+    start_from(str(tiny_model), whole)
+    before = (whole / "config.json").read_bytes()
+    for stage, out, said in [("vae", lora, "a LoRA"), ("all", lora, "a LoRA"), ("lora", whole, "a model in training")]:
+        argv = ["train", stage, "--data", str(data), "--out", str(out), "-q", "--device", "cpu"]
+        capsys.readouterr()
+        assert main([*argv, "--resume"]) == 2
+        assert f"{out} holds {said}: choose another --out" in capsys.readouterr().err
+    assert (whole / "config.json").read_bytes() == before
+    assert not (whole / "lora.json").exists() and not (lora / "vae.safetensors").exists()
+
+
 def test_eight_pictures_of_one_colour_pull_the_bundled_models_pictures_there(tmp_path: Path) -> None:
     teal, prompt = (0, 128, 128), "a large red circle on a white background"
     folder_of(tmp_path, [Image.new("RGB", (64, 64), teal)] * 8, [prompt] * 8)
@@ -226,6 +290,51 @@ def test_the_loss_is_the_error_of_what_the_network_predicts(
     assert ((loss - wanted).abs() / wanted).max() < 1e-4  # at t = 0 and 999 one of the two is a small difference
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2-v", "sdxl"])
+def test_a_steps_gradients_are_those_of_peft(
+    case: Callable[[str], Case],  # noqa: F811
+    family: str,
+    data: Path,
+    tmp_path: Path,
+) -> None:
+    """From the same file as diffusers reads it: the loss of its training scripts, through PEFT's own layers."""
+    one = case(family)
+    path, config = train(one.folder, data, tmp_path / "run", "lora.layers=" + ALL_UNET), load(one.folder).config
+    write_lora(tmp_path / "run", torch.float32)
+    stage = stage_of(load(one.folder, dtype="fp32"), data, rank=3, alpha=2.0, layers=tuple(json.loads(ALL_UNET)))
+    named = dict(stage.module.named_parameters())
+    trained = {k.removeprefix("ema."): v for k, v in load_file(tmp_path / "run/lora.safetensors").items()}
+    with torch.no_grad():
+        for name in (name for name, p in named.items() if p.requires_grad):
+            named[name].copy_(trained[name])
+    x0, ids, t, noises, _ = stage.prepare(0, slice(0, 2))
+    loss, _ = stage.loss(x0, ids, t, noises, None)
+    loss.backward()
+
+    one.pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+    unet, scheduler = one.pipe.unet, diffusers.DDPMScheduler(**BETAS)
+    factors = {name: p.requires_grad_() for name, p in unet.named_parameters() if ".lora_" in name}
+    told = stage.told(ids)
+    more = (
+        {}
+        if told.vector is None
+        else {"text_embeds": told.vector[:, :POOLED], "time_ids": torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)}
+    )
+    f = unet(scheduler.add_noise(x0, noises, t), t, told.context, added_cond_kwargs=more).sample
+    eps = config.noise.prediction == "eps"
+    target = noises if eps else scheduler.get_velocity(x0, noises, t)
+    snr = diffusers.training_utils.compute_snr(scheduler, t) + (not eps)
+    theirs = (F.mse_loss(f, target, reduction="none").mean(dim=(1, 2, 3)) * snr.clamp(max=5.0) / snr).mean()
+    theirs.backward()
+    assert abs(loss - theirs) < TOL * theirs
+    assert len(factors) == sum(p.requires_grad for p in named.values())
+    for name, p in factors.items():
+        stem, _, role = name.removesuffix(".default_0.weight").rpartition(".lora_")
+        ours = named[places(config)[f"unet.{stem}"].removesuffix("weight") + {"A": "down", "B": "up"}[role]]
+        assert deviation(ours.grad.view(p.shape), p.grad) < TOL, name
+    one.pipe.unload_lora_weights()
+
+
 def test_activations_computed_twice_give_the_same_gradients(case: Callable[[str], Case], data: Path) -> None:  # noqa: F811
     gradients = []
     for twice in (False, True):
@@ -235,6 +344,17 @@ def test_activations_computed_twice_give_the_same_gradients(case: Callable[[str]
     once, twice = gradients
     assert once.keys() == twice.keys() and len(once) > 20
     assert all(deviation(twice[name], once[name]) < 1e-6 for name in once if name.endswith(".up"))
+
+
+def test_no_time_lies_beyond_the_noise_table(
+    case: Callable[[str], Case],  # noqa: F811
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """63 + the largest number below 1 is 64 in fp32: once in 100,000 steps a run would stop there for good."""
+    stage = stage_of(load(case("sd1").folder, dtype="fp32"), data, batch=64)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 1 - 2**-24))
+    assert stage.prepare(0, slice(0, 64))[2].max() == 999
 
 
 def test_a_frozen_half_precision_base_trains_fp32_factors(case: Callable[[str], Case], data: Path) -> None:  # noqa: F811

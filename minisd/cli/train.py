@@ -241,15 +241,22 @@ def begun(out: Path) -> bool:
 
 def check_ready(args: argparse.Namespace, base: Config | None) -> None:
     """Refuse a stage whose forerunners are missing, or that would run over what is there."""
+    lora = (args.out / "lora.json").exists()
+    other = f"{args.out} holds {'a LoRA' if lora else 'a model in training'}: choose another --out"
+    check(args.stage == "export" or not (holds_model(args.out) if args.stage == "lora" else lora), other)
     there = base is not None or args.stage == "lora" or (args.out / "config.json").exists()
     check(there, f"{args.recipe} names no model config: start from a model, --init MODEL")
-    enough = begun(args.out) or (args.stage == "export" and made_by(args.out, "lora").exists())
-    for stage in NEEDS.get(args.stage, ()):
-        there = enough or made_by(args.out, stage).exists()
+    for stage in ("lora",) if lora and args.stage == "export" else NEEDS.get(args.stage, ()):
+        there = begun(args.out) or made_by(args.out, stage).exists()
         check(there, f"{args.stage} needs {made_by(args.out, stage)}: run minisd train {stage} first")
     done = args.stage in (*NETWORKS, "lora") and made_by(args.out, args.stage).exists()
     again = f"{made_by(args.out, args.stage)} exists: add --resume to go on from it, or choose another --out"
     check(args.resume or not done, again)
+
+
+def holds_model(out: Path) -> bool:
+    """Whether some part of a model has been trained there, or a run has started from one."""
+    return begun(out) or any(made_by(out, stage).exists() for stage in ("tokenizer", *NETWORKS))
 
 
 def check_place(out: Path) -> None:

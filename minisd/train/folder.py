@@ -11,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..picture import read_picture
 from .listing import Entry, Listing
+
+LONGEST = 10  # times its shorter side: what lies beyond, on both ends of a picture, is never shown
+PLACES = 16  # in which a picture is cut where all squares are made beforehand
 
 
 class Folder:
@@ -61,9 +64,9 @@ class Folder:
         ]
 
     @property
-    def distinct(self) -> int | None:
-        """Pictures to train on; None where each is cut in another place every time."""
-        return None if self.random_crop else len(self.splits["train"])
+    def distinct(self) -> int:
+        """Squares to train on, where they are not cut anew each time: of each picture one, or `PLACES` cut anywhere."""
+        return len(self.splits["train"]) * (PLACES if self.random_crop else 1)
 
     def entry(self, index: int, split: str) -> Entry:
         """The picture of an index."""
@@ -92,15 +95,15 @@ class Folder:
         return scaled[top : top + self.size, left : left + self.size]
 
     def scaled(self, entry: Entry) -> np.ndarray:
-        """A whole picture (h, w, 3) uint8 whose shorter side is `size`; upright, on white where it is transparent."""
+        """What is kept of a picture, (h, w, 3) uint8, its shorter side `size`: the square in the middle; where it is
+        cut anywhere, all of it, but no more than `LONGEST` squares: enlarged, a line of pixels would fill the memory.
+        """
         if entry.name in self.kept:
             return self.kept[entry.name]
         picture = read_picture(entry.path)
-        scale = self.size / min(picture.size)
-        if scale != 1:
-            sides = [max(self.size, round(side * scale)) for side in picture.size]
-            picture = picture.resize(sides, Image.Resampling.LANCZOS)
-        found = np.asarray(picture)
+        short, longest = min(picture.size), LONGEST if self.random_crop else 1
+        sides = [round(self.size * min(side / short, longest)) for side in picture.size]
+        found = np.asarray(ImageOps.fit(picture, sides, Image.Resampling.LANCZOS))
         if self.room >= found.nbytes:
             self.room -= found.nbytes
             self.kept[entry.name] = found

@@ -24,12 +24,14 @@ BATCH, PIXELS = 64, 1 << 20  # that the encoder reads at a time, at most: 64 pic
 BATCHES = 64  # in a file
 
 
-def cached_latents(folder: Path, vae: VAE, count: int, examples: Examples, source: str, until: float) -> Tensor:
+def cached_latents(
+    folder: Path, vae: VAE, count: int, examples: Examples, source: str, until: float, quiet: bool = False
+) -> Tensor:
     """Posterior means of the first `count` training pictures, fp16 (count, c, h, w).
 
     Args:
         source: what the pictures are, in words that change when they do.
-        until: as in `loop.run`.
+        until, quiet: as in `loop.run`.
 
     Raises:
         Stopped: the time is over; the files made so far are kept.
@@ -40,7 +42,8 @@ def cached_latents(folder: Path, vae: VAE, count: int, examples: Examples, sourc
     missing = [part for part in parts if not covers(*part, tag)]
     processes.wait()  # nobody writes before all have looked
     folder.mkdir(parents=True, exist_ok=True)
-    for mine in tqdm(turns(missing), desc="latents", unit="file", disable=not (missing and processes.chief())):
+    hidden = quiet or not (missing and processes.chief())
+    for mine in tqdm(turns(missing), desc="latents", unit="file", disable=hidden):
         if mine is not None:
             path, indices = mine
             batches = (indices[i : i + batch] for i in range(0, len(indices), batch))

@@ -94,10 +94,14 @@ def list_folder(folder: str | Path) -> Listing:
     for number, row in ROWS[path.suffix](path):
         try:
             entries.append(entry(root, inside, row))
-        except (ValueError, OSError) as error:
-            said = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ValueError(f"{path}:{number}: {said}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+        except OSError as error:
+            raise ValueError(f"{path}:{number}: {error.strerror}: {error.filename}") from error
     check(len(entries) > 0, f"{path} lists no pictures")
+    blank = sum(not all(caption.strip() for caption in entry.captions) for entry in entries)
+    if blank:
+        log.warning("%d of %d pictures have an empty caption", blank, len(entries))
     return Listing(root, tuple(entries))
 
 
@@ -116,12 +120,13 @@ def json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
     """The same of a table whose first line names its columns."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
             yield from ((rows.line_num, row) for row in rows)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a table of UTF-8 text: {error}") from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            said = f"not a table of UTF-8 text after line {rows.line_num}"
+            raise ValueError(f"{path}: {said}: {error}") from error
 
 
 def entry(root: Path, inside: Path, row: Any) -> Entry:
@@ -131,11 +136,13 @@ def entry(root: Path, inside: Path, row: Any) -> Entry:
         inside: the folder without links, which the picture must lie in.
     """
     check(isinstance(row, dict), f"an object with file_name and text is wanted, not {shown(row)}")
+    extra = row.get(None)  # cells beyond the last column of a table
+    check(extra is None, f"{shown(extra)} lies beyond the last column: put a text with commas in quotes")
     for key in ("file_name", "text"):
         check(row.get(key) is not None, f"{key!r} is missing: there is {', '.join(map(str, row)) or 'nothing'}")
     name, text = row["file_name"], row["text"]
     check(isinstance(name, str) and name.strip() != "", f"file_name must be a path, not {shown(name)}")
-    check("\0" not in name, f"file_name must be a path, not {shown(name)}")
+    check("\0" not in name and name == whole(name), f"file_name must be a path, not {shown(name)}")
     captions = text if isinstance(text, list) and text else [text]
     ok = all(isinstance(caption, str) for caption in captions)
     check(ok, f"text must be a caption, or a list of phrasings, not {shown(text)}")
@@ -144,8 +151,13 @@ def entry(root: Path, inside: Path, row: Any) -> Entry:
     check(inside in real.parents, f"{shown(name)} lies outside the folder {root}")
     size = read(path, header_only).size
     about = real.stat()
-    told = tuple(caption.encode("utf-8", "replace").decode("utf-8") for caption in captions)  # no halves of letters
+    told = tuple(map(whole, captions))
     return Entry(Path(name).as_posix(), path, told, size, (about.st_size, about.st_mtime_ns))
+
+
+def whole(text: str) -> str:
+    """Without halves of letters (JSON can name a lone surrogate), which nothing takes on from here."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def header_only(picture: Any) -> Any:

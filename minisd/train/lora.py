@@ -58,13 +58,12 @@ class LoraStage(UnetStage):
         super().__init__(recipe, model.config, None, model.text, model.vae, latents, examples, model.unet)
         self.tokenizers = model.tokenizers
         self.module.requires_grad_(False)
-        alpha = recipe.rank if recipe.alpha is None else recipe.alpha
         parts = ("unet", "text") if recipe.text_lr > 0 else ("unet",)
         for part in parts:
             found = [name for name, layer in self.module[part].named_modules() if wanted(name, layer, recipe.layers)]
             for name in found:
                 layer = self.module[part].get_submodule(name)
-                changed = LowRank(layer, recipe.rank, alpha)
+                changed = LowRank(layer, recipe.rank, recipe.strength)
                 self.module[part].set_submodule(name, changed.to(layer.weight.device))
             check(bool(found), f"lora.layers {list(recipe.layers)}: no linear layer of the {part} has such a name")
 
@@ -118,12 +117,11 @@ def remember(run: Path, config: Config, recipe: LoraRecipe) -> str:
     """What the factors are for, as the JSON text of lora.json; a run goes on with the same only.
 
     Raises:
-        ValueError: the run folder holds factors for another model, or of another rank or scale.
+        ValueError: the run folder holds trained factors for another model, or of another rank or scale.
     """
-    alpha = recipe.rank if recipe.alpha is None else recipe.alpha
-    now = {"model": config.name, "rank": recipe.rank, "alpha": float(alpha), "layers": list(recipe.layers)}
+    now = {"model": config.name, "rank": recipe.rank, "alpha": recipe.strength, "layers": list(recipe.layers)}
     now["text"] = recipe.text_lr > 0
-    if (run / NOTES).exists():
+    if (run / "lora.safetensors").exists():
         before = json.loads((run / NOTES).read_text(encoding="utf-8"))
         other = [f"{key} {before.get(key)}, not {value}" for key, value in now.items() if before.get(key) != value]
         check(not other, f"{run} is a LoRA of {'; '.join(other)}: resume it as it began, or choose another --out")

@@ -74,7 +74,7 @@ class VaeRecipe(StageRecipe):
 class UnetRecipe(StageRecipe):
     """The diffusion loss on cached latents."""
 
-    latents: int = 48_000
+    latents: int = 48_000  # of so many pictures at most
     drop_prompt: float = 0.1
     text_lr: float = 0.0  # learning rate of the text tower as a part of `lr`; 0: frozen
     clip_skips: tuple[int, ...] = ()  # each step draws one of them, so that all work; (): the model's own
@@ -84,6 +84,13 @@ class UnetRecipe(StageRecipe):
     checkpointing: bool = False  # compute activations twice: less memory, a third more time
     unseen: int = 256  # examples that the loss is measured on at each grid
     shown: int = 16  # pictures of a grid
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.drop_prompt <= 1, f"drop_prompt {self.drop_prompt} must be in 0..1")
+        check(self.text_lr >= 0, f"text_lr {self.text_lr} must be 0 or more")
+        for name in ("snr_gamma", "time_power"):
+            check(getattr(self, name) > 0, f"{name} {getattr(self, name)} must be above 0")
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,12 @@ class LoraRecipe(UnetRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("base", self.base, ("auto", "fp32", "bf16"))
+        check(self.strength > 0, f"alpha {self.alpha} must be above 0")
+
+    @property
+    def strength(self) -> float:
+        """alpha, or what stands for it."""
+        return float(self.rank if self.alpha is None else self.alpha)
 
 
 @dataclass(frozen=True)

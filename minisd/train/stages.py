@@ -38,7 +38,7 @@ from .latents import cached_latents
 from .listing import Listing
 from .loop import Stage, run
 from .lora import NOTES, LoraStage, base_of, remember, write_lora
-from .recipe import Recipe
+from .recipe import Recipe, UnetRecipe
 from .start import FINISHED, initial, network, started_from
 from .stop import Stopped, now
 from .tokenizer import train_tokenizer
@@ -84,12 +84,16 @@ class Run:
             log.info("%d of %d pictures are smaller than %d pixels and are enlarged", small, count, size)
         return Folder(self.data, size, self.recipe.data.seed, self.recipe.data.random_crop, self.device)
 
-    def latents(self, vae: VAE, most: int) -> Tensor:
-        """Those of the first pictures that are trained on, at most so many, from the run's cache or made now."""
-        examples = self.examples
+    def latents(self, vae: VAE, recipe: UnetRecipe) -> Tensor:
+        """Those of the first pictures that are trained on, from the run's cache or made now."""
+        examples, most = self.examples, recipe.latents
         source = examples.key if isinstance(examples, Folder) else f"{self.recipe.world} {examples.size}"
-        count = min(most, examples.distinct or most) if isinstance(examples, Folder) else most
-        return cached_latents(self.folder / "latents", vae, count, examples, source, self.until)
+        there = examples.distinct if isinstance(examples, Folder) else most
+        if there > most:
+            log.warning("only %d of %d cut pictures are trained on: the recipe's `latents`", most, there)
+        for i in range(recipe.unseen if isinstance(examples, Folder) else 0):
+            examples.cut(i, "test")  # one that is damaged is named now, not at the first grid
+        return cached_latents(self.folder / "latents", vae, min(most, there), examples, source, self.until, self.quiet)
 
     def followed(self, name: str) -> dict:
         """What a stage depends on: a part of the recipe, and the pictures."""
@@ -178,7 +182,7 @@ def unet(job: Run) -> None:
         with torch.device("meta"):
             begun = UNet(config.unet)
         begun.load_state_dict(start, assign=True)
-    latents = job.latents(autoencoder, recipe.latents)
+    latents = job.latents(autoencoder, recipe)
     train(job, UnetStage(recipe, config, words, text, autoencoder, latents, job.examples, begun))
 
 
@@ -189,7 +193,7 @@ def lora(job: Run) -> None:
     write(job.folder / "config.json", model.config.to_json())
     write(job.folder / NOTES, notes)
     job.note_long(*model.tokenizers)
-    train(job, LoraStage(recipe, model, job.latents(model.vae, recipe.latents), job.examples))
+    train(job, LoraStage(recipe, model, job.latents(model.vae, recipe), job.examples))
     export(job)
 
 

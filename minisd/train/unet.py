@@ -78,7 +78,8 @@ class UnetStage:
         # One number from each of b equal stretches of 0..1: every step sees all noise levels. A power below 1 moves
         # them towards high noise, where shapes and places are decided and most is left to learn.
         u = (torch.arange(b) + torch.rand(b, generator=draw)) / b
-        t = (u**self.recipe.time_power * len(self.table.sigmas)).long()
+        last = len(self.table.sigmas) - 1  # a u next to 1 is rounded to 1, once in 100,000 steps
+        t = (u**self.recipe.time_power * (last + 1)).long().clamp(max=last)
         x0 = self.latents[chosen].float()
         noise = torch.randn(x0.shape, generator=draw)
         skips = self.recipe.clip_skips or (None,)
