@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,8 @@ from minisd.train import loop
 from minisd.train.checkpoint import steps_done
 from minisd.train.lock import locked
 from minisd.train.log import read
-from minisd.train.recipe import Recipe
-from minisd.train.stages import STAGES, Run, every, finished, one
+from minisd.train.recipe import Recipe, VaeRecipe
+from minisd.train.stages import STAGES, Run, every, finished, one, tokenizer, train
 from minisd.train.start import network
 from minisd.train.stop import Stopped, now
 
@@ -51,6 +52,13 @@ def job(folder: Path) -> Run:
     return Run(Recipe.load(default_recipe()), folder, Config.load(default_recipe().parent.parent / "mini.json"), CPU)
 
 
+def named(name: str, **recipe: Any) -> Toy:
+    """The toy stage under the name of another."""
+    stage = Toy(**recipe)
+    stage.name, stage.recipe = name, VaeRecipe(**dataclasses.asdict(stage.recipe))
+    return stage
+
+
 def line(capsys: pytest.CaptureFixture) -> str:
     """The one line on stderr that says how it ended."""
     said = [text for text in capsys.readouterr().err.splitlines() if text.startswith("minisd: ")]
@@ -72,13 +80,16 @@ def test_all_runs_what_is_not_finished_in_order(tmp_path: Path, did: list[str], 
     assert did[6:] == ["unet", "export"]
 
 
-def test_all_leaves_alone_what_came_with_a_model(tmp_path: Path, did: list[str]) -> None:
+def test_all_leaves_alone_what_came_with_a_model(tmp_path: Path, did: list[str], capsys) -> None:
     argv = ["train", "all", "--init", "mini", "--out", str(tmp_path / "run"), "--device", "cpu", "-q"]
     assert main(argv) == 0
-    assert did == ["vae", "unet", "export"]
+    assert did == ["unet", "export"]
+    assert [f"{name}: came with the model" for name in ("tokenizer", "clip", "vae")] == capsys.readouterr().out.split(
+        "\n"
+    )[:3]
     started = network(tmp_path / "run", "unet")
-    assert main([*argv, "--resume", "auto"]) == 0  # the next slice: the model is not unpacked once more
-    assert did[3:] == ["export"]
+    assert main(argv) == 0  # the same command once more, as for the next slice: the model is not unpacked again
+    assert did[2:] == ["export"]
     again = network(tmp_path / "run", "unet")
     assert started.keys() == again.keys() and all(torch.equal(started[k], again[k]) for k in started)
 
@@ -91,8 +102,46 @@ def test_a_stage_that_stops_is_not_finished_and_none_follows(tmp_path: Path, did
     with pytest.raises(Stopped):
         every(job(tmp_path))
     assert list(finished(tmp_path)) == did == ["tokenizer"]
-    with pytest.raises(Stopped, match="the time was over before clip"):
-        every(dataclasses.replace(job(tmp_path), until=now() - 1))
+
+
+def test_a_slice_that_is_over_as_it_begins_does_a_stage_all_the_same(tmp_path: Path, did: list[str]) -> None:
+    """Or a command whose start takes longer than its slice would never come to an end."""
+    over = dataclasses.replace(job(tmp_path), until=now() - 1)
+    for i, after in enumerate(("clip", "vae", "unet", "export")):
+        with pytest.raises(Stopped, match=f"the time was over before {after}; the same command goes on with it"):
+            every(over)
+        assert len(did) == i + 1
+    every(over)
+    assert did == ["tokenizer", "clip", "vae", "unet", "export"]
+
+
+def test_a_stage_is_not_trained_away_from_under_the_unet(tmp_path: Path, monkeypatch) -> None:
+    """More steps of a VAE or a text tower, or other words, and the UNet's latents or prompts are no longer its own."""
+    whole = job(tmp_path)
+    monkeypatch.setattr("minisd.train.stages.run", lambda *_: pytest.fail("trained"))
+    for name in ("clip", "vae", "unet"):
+        loop.run(named(name), tmp_path, CPU)
+    for name in ("clip", "vae"):
+        said = (
+            rf"unet\.safetensors was trained on the {name} that is there: before you train that one on, remove it, or"
+        )
+        with pytest.raises(ValueError, match=said):
+            train(whole, named(name, steps=13))
+    monkeypatch.setattr("minisd.train.stages.run", lambda *_: None)
+    train(whole, named("vae"))  # at its end already
+    train(whole, named("unet", steps=13))
+    (tmp_path / "unet.safetensors").unlink()
+    train(whole, named("vae", steps=13))
+
+
+def test_words_that_networks_know_are_kept(tmp_path: Path, did: list[str], monkeypatch) -> None:
+    whole = job(tmp_path)
+    one(whole, "tokenizer")
+    (tmp_path / "clip.safetensors").write_bytes(b"")
+    other = dataclasses.replace(whole.recipe, tokenizer=dataclasses.replace(whole.recipe.tokenizer, merges=9))
+    monkeypatch.setattr("minisd.train.stages.train_tokenizer", lambda *_: pytest.fail("learned"))
+    with pytest.raises(ValueError, match="know the words they have, and this recipe may have others: choose another"):
+        tokenizer(dataclasses.replace(whole, recipe=other))
 
 
 def test_slices_of_time_come_to_the_whole(tmp_path: Path, toy: list[str], capsys) -> None:

@@ -118,7 +118,11 @@ def run(argv: Sequence[str]) -> int:
             base = None if recipe.config is None else Config.load(args.recipe.parent / recipe.config)
             check_model(args)
             check_shares(args, recipe, int(os.environ.get("WORLD_SIZE", 1)))
-            fresh = args.init and args.stage != "lora" and not (args.resume and begun(args.out))
+            args.resume = bool(args.resume) or args.stage == "all"
+            start = args.init and args.stage != "lora"
+            fresh = start and not (args.resume and begun(args.out))
+            if start and not fresh:
+                say(f"{args.out} has started from a model before, and goes on")
             if chief:
                 if not fresh:
                     check_ready(args, base)
@@ -126,7 +130,9 @@ def run(argv: Sequence[str]) -> int:
                 stack.enter_context(locked(args.out))
                 if fresh:
                     begin(args)
-        args.resume = bool(args.resume) or args.stage == "all"
+                    own = Config.load(args.out / "config.json")
+                    if base is not None and (base.text, base.unet, base.noise) != (own.text, own.unet, own.noise):
+                        say(f"the networks are those of {args.init}, not of {recipe.config}")
         model = {"model": args.init, **source(args)} if args.stage == "lora" else {}
         until = started + 60 * args.minutes
         return work(args, say, recipe=recipe, base=base, until=until, data=data, model=model)
@@ -201,10 +207,11 @@ def read_data(args: argparse.Namespace) -> Any:
 
 def check_shares(args: argparse.Namespace, recipe: Recipe, world: int) -> None:
     """Refuse a recipe without the stage that is asked for, or a batch that the processes cannot share evenly."""
-    for name in NETWORKS if args.stage == "all" else {args.stage} & {*NETWORKS, "lora"}:
+    trained = {*NETWORKS, "lora"} & ({*NEEDS["export"]} if args.stage == "all" else {args.stage})
+    for name in sorted(
+        trained - ({"clip", "vae"} if args.stage == "all" and (args.init or begun(args.out)) else set())
+    ):
         part = getattr(recipe, name)
-        if part is None and args.stage == "all" and name == "clip" and (args.init or begun(args.out)):
-            continue  # it comes with the model
         check(part is not None, f"{args.recipe} has no section [{name}]")
         said = f"the batch of {part.batch} of the {name} stage cannot be shared by {world} processes"
         check(part.batch % world == 0, f"{said}: choose a multiple of {world} in the recipe")

@@ -10,13 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from ..nn.vae import VAE
 from ..weights.write import write_tensors
 from . import processes
+from .checkpoint import opened
 from .data import Examples
 from .stop import Stopped, now
 
@@ -24,12 +24,14 @@ BATCH, PIXELS = 64, 1 << 20  # that the encoder reads at a time, at most: 64 pic
 BATCHES = 64  # in a file
 
 
-def cached_latents(folder: Path, vae: VAE, count: int, examples: Examples, source: str, until: float) -> Tensor:
+def cached_latents(
+    folder: Path, vae: VAE, count: int, examples: Examples, source: str, until: float, quiet: bool = False
+) -> Tensor:
     """Posterior means of the first `count` training pictures, fp16 (count, c, h, w).
 
     Args:
         source: what the pictures are, in words that change when they do.
-        until: as in `loop.run`.
+        until, quiet: as in `loop.run`.
 
     Raises:
         Stopped: the time is over; the files made so far are kept.
@@ -40,7 +42,8 @@ def cached_latents(folder: Path, vae: VAE, count: int, examples: Examples, sourc
     missing = [part for part in parts if not covers(*part, tag)]
     processes.wait()  # nobody writes before all have looked
     folder.mkdir(parents=True, exist_ok=True)
-    for mine in tqdm(turns(missing), desc="latents", unit="file", disable=not (missing and processes.chief())):
+    mute = quiet or not (missing and processes.chief())
+    for mine in tqdm(list(turns(missing)), desc="latents", unit="file", disable=mute):
         if mine is not None:
             path, indices = mine
             batches = (indices[i : i + batch] for i in range(0, len(indices), batch))
@@ -67,15 +70,18 @@ def encoded(vae: VAE, images: Tensor) -> Tensor:
 
 
 def covers(path: Path, indices: range, tag: str) -> bool:
-    """The file is there, made by this VAE, and holds at least these pictures."""
+    """The file is there and whole, made by this VAE, and holds at least these pictures."""
     if not path.exists():
         return False
-    with safe_open(path, "pt") as file:
-        return file.metadata().get("made") == tag and file.get_slice("latents").get_shape()[0] >= len(indices)
+    try:
+        with opened(path) as file:
+            return file.metadata().get("made") == tag and file.get_slice("latents").get_shape()[0] >= len(indices)
+    except ValueError:  # damaged: it is made anew
+        return False
 
 
 def stored(path: Path) -> Tensor:
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         return file.get_tensor("latents")
 
 
