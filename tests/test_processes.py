@@ -77,7 +77,7 @@ def shared(whole: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("shared")
     for name in (*NETWORKS, "half"):
         shutil.copytree(whole.folder, home / name)
-        for path in (home / name).glob("unet*" if name == "half" else f"{name}*"):
+        for path in {*(home / name).glob(f"{name}.*"), *(home / name).glob("unet.*")}:
             path.unlink()
 
     class Cut(stages.UnetStage):

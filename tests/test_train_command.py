@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from kills import write_recipe
+from safetensors.torch import load_file
 from test_loop import CPU, Toy
 
+import minisd
 from minisd.cli import main
 from minisd.cli.train import default_recipe
 from minisd.config import Config
@@ -26,6 +29,8 @@ from minisd.train.recipe import Recipe, VaeRecipe
 from minisd.train.stages import STAGES, Run, every, finished, one, tokenizer, train
 from minisd.train.start import network
 from minisd.train.stop import Stopped, now
+from minisd.train.unet import UnetStage
+from minisd.world.world import World
 
 
 @pytest.fixture
@@ -264,3 +269,33 @@ def test_without_tensorboard_the_extra_is_named(tmp_path: Path, toy: list[str], 
     assert main([*toy, "--tensorboard"]) == 2
     assert line(capsys) == "minisd: --tensorboard: the package is not here: pip install 'minisd[train]'"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_models_folder_alone_is_enough_to_go_on(tmp_path: Path, tiny_model: Path, capsys) -> None:
+    """`train all --init FOLDER` with the world: words, VAE and text tower are the folder's own, and the UNet goes on
+    from its weights; nothing else is trained. It draws by itself what it was trained on last."""
+    recipe, out = write_recipe(tmp_path), tmp_path / "run"
+    argv = ["train", "all", "--recipe", str(recipe), "--init", str(tiny_model), "--out", str(out), "--device", "cpu"]
+    assert main([*argv, "--set", "unet.steps=2", "--set", "unet.lr=1e-12"]) == 0
+    assert f"the networks are those of {tiny_model}, not those of {recipe}" in capsys.readouterr().err
+    assert sorted(p.name for p in out.glob("*.safetensors")) == ["unet.safetensors"]
+
+    told, model = Recipe.load(recipe), minisd.load(tiny_model, device="cpu")
+    world = World(told.world, 32)
+    with torch.no_grad():
+        latents = model.vae.encode(world.pictures(range(16)))[0].half()
+    assert torch.equal(load_file(out / "latents/00000000.safetensors")["latents"], latents)
+    stage = UnetStage(
+        told.unet, model.config, model.tokenizers[0], model.text[0], model.vae, latents, world, model.unet
+    )
+    loss = stage.loss(*stage.prepare(0, slice(None)))[0].item()
+    assert read(out / "unet.jsonl")[0]["loss"] == pytest.approx(loss, rel=1e-5)
+
+    before, after = (load_file(folder / "model.safetensors") for folder in (tiny_model, out / "model"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k].half(), after[k]) for k in before if k.startswith("vae."))
+    assert all(
+        torch.allclose(before[k], after[k].float(), rtol=5e-4, atol=1e-7) for k in before
+    )  # fp16 rounds by 2^-11
+    defaults = dataclasses.replace(model.config.defaults, width=32, height=32)
+    assert Config.load(out / "model/config.json") == dataclasses.replace(model.config, defaults=defaults)

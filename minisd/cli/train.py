@@ -119,20 +119,14 @@ def run(argv: Sequence[str]) -> int:
             check_model(args)
             check_shares(args, recipe, int(os.environ.get("WORLD_SIZE", 1)))
             args.resume = bool(args.resume) or args.stage == "all"
-            start = args.init and args.stage != "lora"
-            fresh = start and not (args.resume and begun(args.out))
-            if start and not fresh:
-                say(f"{args.out} has started from a model before, and goes on")
+            fresh = args.init and args.stage != "lora" and not (args.resume and begun(args.out))
             if chief:
                 if not fresh:
                     check_ready(args, base)
                 check_place(args.out)
                 stack.enter_context(locked(args.out))
                 if fresh:
-                    begin(args)
-                    own = Config.load(args.out / "config.json")
-                    if base is not None and (base.text, base.unet, base.noise) != (own.text, own.unet, own.noise):
-                        say(f"the networks are those of {args.init}, not of {recipe.config}")
+                    begin(args, base, say)
         model = {"model": args.init, **source(args)} if args.stage == "lora" else {}
         until = started + 60 * args.minutes
         return work(args, say, recipe=recipe, base=base, until=until, data=data, model=model)
@@ -207,10 +201,8 @@ def read_data(args: argparse.Namespace) -> Any:
 
 def check_shares(args: argparse.Namespace, recipe: Recipe, world: int) -> None:
     """Refuse a recipe without the stage that is asked for, or a batch that the processes cannot share evenly."""
-    trained = {*NETWORKS, "lora"} & ({*NEEDS["export"]} if args.stage == "all" else {args.stage})
-    for name in sorted(
-        trained - ({"clip", "vae"} if args.stage == "all" and (args.init or begun(args.out)) else set())
-    ):
+    whole = ("unet",) if args.init or begun(args.out) else ("clip", "vae", "unet")
+    for name in whole if args.stage == "all" else {args.stage} & {*NETWORKS, "lora"}:
         part = getattr(recipe, name)
         check(part is not None, f"{args.recipe} has no section [{name}]")
         said = f"the batch of {part.batch} of the {name} stage cannot be shared by {world} processes"
@@ -234,11 +226,14 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
     return {"vae": args.vae, "revision": args.revision, "offline": args.offline, **told(args)}
 
 
-def begin(args: argparse.Namespace) -> None:
-    """Begin a run folder from a model."""
+def begin(args: argparse.Namespace, base: Config | None, say: Callable[[str], None]) -> None:
+    """Begin a run folder from a model; its networks count, not those of the recipe's config."""
     from ..train.start import start_from  # with torch
 
     start_from(args.init, args.out, **source(args))
+    own = Config.load(args.out / "config.json")
+    if base is not None and (base.text, base.unet, base.noise) != (own.text, own.unet, own.noise):
+        say(f"the networks are those of {args.init}, not those of {args.recipe}")
 
 
 def begun(out: Path) -> bool:
