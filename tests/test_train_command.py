@@ -216,6 +216,13 @@ def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, toy: list[str]
     assert [row["step"] for row in read(tmp_path / "run/toy.jsonl")] == list(range(20))
 
 
+def test_a_config_that_cannot_be_written_is_named(tmp_path: Path, files_of) -> None:
+    files_of(1000)
+    with pytest.raises(OSError, match=r"File too large: '.*/config\.json'"):
+        job(tmp_path).write_config(job(tmp_path).config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_loss_that_stays_bad_is_one_line(tmp_path: Path, toy: list[str], monkeypatch, capsys) -> None:
     monkeypatch.setitem(STAGES, "vae", lambda job: loop.run(Toy(lambda i, loss: loss * torch.nan), job.folder, CPU))
     assert main(toy) == 1
