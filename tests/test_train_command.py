@@ -164,6 +164,16 @@ def test_slices_of_time_come_to_the_whole(tmp_path: Path, toy: list[str], capsys
     ]
 
 
+def test_of_many_processes_one_speaks(tmp_path: Path, toy: list[str], monkeypatch, capsys) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert main([*toy, "--minutes", "1e-9"]) == 0
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setenv("RANK", "0")
+    assert main([*toy, "--minutes", "1e-9", "--resume"]) == 0
+    said = capsys.readouterr()
+    assert "stopped at step 2 of 20" in said.out and "device as asked" in said.err
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_with_a_checkpoint_and_its_own_code(
     tmp_path: Path, toy: list[str], number: int, code: int, monkeypatch, capsys

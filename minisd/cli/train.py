@@ -94,6 +94,11 @@ def minutes(text: str) -> float:
     return number(text)
 
 
+def chief() -> bool:
+    """Of torchrun's processes the one that speaks; the others wait for what it finds and makes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def default_recipe(name: str = "mini") -> Path:
     """A recipe of minisd's own: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
@@ -105,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
     """The whole command; returns its exit code."""
     started = time.monotonic()
     args = build_parser().parse(argv)
-    chief = os.environ.get("RANK", "0") == "0"  # torchrun: the others wait for what this one finds and makes
+    args.quiet = args.quiet or not chief()
     with notes(args) as say, terminated(), ExitStack() as stack:
         with refusing():
             there = not args.tensorboard or find_spec("tensorboard") is not None
@@ -120,7 +125,7 @@ def run(argv: Sequence[str]) -> int:
             check_shares(args, recipe, int(os.environ.get("WORLD_SIZE", 1)))
             args.resume = bool(args.resume) or args.stage == "all"
             fresh = args.init and args.stage != "lora" and not (args.resume and begun(args.out))
-            if chief:
+            if chief():
                 if not fresh:
                     check_ready(args, base)
                 check_place(args.out)
@@ -159,7 +164,8 @@ def work(args: argparse.Namespace, say: Callable[[str], None], **job: Any) -> in
             processes.wait()
             stages.every(run) if args.stage == "all" else stages.one(run, args.stage)
     except Stopped as stopped:
-        print(f"minisd: {stopped}", file=sys.stderr if stopped.signal else sys.stdout)
+        if chief():
+            print(f"minisd: {stopped}", file=sys.stderr if stopped.signal else sys.stdout)
         return 128 + stopped.signal if stopped.signal else 0
     return 0
 

@@ -52,7 +52,8 @@ class Stage(Protocol):
         It should not wait for the device: figures stay tensors."""
 
     def grid(self) -> Image:
-        """Pictures that show how far the module (now holding EMA weights) is."""
+        """Pictures that show how far the module (now holding EMA weights) is; figures to print go by `tqdm.write`, past
+        the progress bar."""
 
 
 def run(

@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 
 from ..config import Config
 from ..diffusion.denoise import PREDICTION, c_in, denoiser
@@ -129,7 +130,7 @@ class UnetStage:
             part = slice(i, min(i + recipe.batch, count))
             x0 = self.vae.encode(self.examples.pictures(range(count)[part], "test").to(self.device))[0].float()
             losses.append(self.denoising_loss(x0, self.ids(texts[part]), t[part], noise[part]))
-        print(f"{self.name}: loss on {count} unseen examples {torch.cat(losses).mean().item():.5f}")
+        tqdm.write(f"{self.name}: loss on {count} unseen examples {torch.cat(losses).mean().item():.5f}")
         return grid(to_pil(self.vae.decode(self.draw(texts[: recipe.shown]))), columns=8)
 
     def draw(self, texts: list[str]) -> Tensor:
