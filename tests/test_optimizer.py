@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minisd.train.optimizer import Optimizer, evened, exponent, flat_gradients, schedule, update_ema
-from minisd.train.recipe import StageRecipe
+from minisd.train.recipe import ClipRecipe, LoraRecipe, StageRecipe, UnetRecipe, VaeRecipe
 
 
 @pytest.mark.parametrize("width", [0.03, 0.05, 0.083, 0.1, 0.2])
@@ -109,3 +109,21 @@ def test_schedule_warms_up_and_falls_to_zero() -> None:
 def test_recipes_show_what_does_not_fit(field: dict, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         StageRecipe(**{"steps": 1, "batch": 1, "lr": 1.0} | field)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "hint"),
+    [
+        (StageRecipe, {"lr": 0.0}, "lr 0.0 must be above 0"),
+        (StageRecipe, {"clip": -1.0}, "clip -1.0 must be above 0"),  # would climb
+        (StageRecipe, {"weight_decay": -0.1}, "weight_decay -0.1 must not be below 0"),
+        (ClipRecipe, {"sketch": -1.0}, "sketch -1.0 must not be below 0"),
+        (VaeRecipe, {"kl": -1.0}, "kl -1.0 must not be below 0"),
+        (UnetRecipe, {"drop_prompt": 3.0}, "drop_prompt 3.0 must be in 0..1"),
+        (UnetRecipe, {"text_lr": -0.1}, "text_lr -0.1 must not be below 0"),
+        (LoraRecipe, {"time_power": 0.0}, "time_power 0.0 must be above 0"),
+    ],
+)
+def test_numbers_that_would_undo_the_training_are_refused(kind: type, field: dict, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        kind(**{"steps": 1, "batch": 1, "lr": 1.0} | field)

@@ -48,7 +48,13 @@ class UnetStage:
         examples: Examples,
         unet: UNet | None = None,
     ) -> None:
-        """`latents` are those of the first training pictures; `unet` is trained on, None: a fresh one."""
+        """`latents` are those of the first training pictures; `unet` is trained on, None: a fresh one.
+
+        Raises:
+            ValueError: the recipe names a clip skip that the text tower does not have.
+        """
+        for skip in recipe.clip_skips:
+            config.check_clip_skip(skip)
         self.recipe, self.config, self.tokenizer, self.vae = recipe, config, tokenizer, vae
         self.table = noise_table(config.noise)
         self.latents, self.examples = latents, examples  # latent i is that of training picture i
