@@ -27,6 +27,10 @@ def atomic(path: str | Path, overwrite: bool = True) -> Iterator[Path]:
             claim(temporary, path)
         if temporary.exists():
             os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None and error.errno:  # a write that finds the disk full does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

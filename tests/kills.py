@@ -57,6 +57,8 @@ warmup = 2
 autocast = false
 save_every = {save}
 optimizer = "muon"
+unseen = 8
+shown = 4
 """
 
 # Inside a save, in the order in which it comes by them.

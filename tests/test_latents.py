@@ -62,6 +62,21 @@ def test_what_another_vae_or_other_pictures_left_is_made_anew(vae: VAE, tmp_path
     assert second.asked == [*range(10), *range(10)]
 
 
+def test_a_damaged_file_is_made_anew(vae: VAE, tmp_path: Path) -> None:
+    shown = Pictures()
+    made = cached_latents(tmp_path, vae, 20, shown, "world", NEVER)
+    (tmp_path / "00000008.safetensors").write_bytes(b"\0" * 100)
+    assert torch.equal(cached_latents(tmp_path, vae, 20, shown, "world", NEVER), made)
+    assert shown.asked[20:] == list(range(8, 16))
+
+
+def test_who_wants_no_progress_sees_none(vae: VAE, tmp_path: Path, capsys) -> None:
+    cached_latents(tmp_path / "loud", vae, 20, Pictures(), "world", NEVER)
+    assert "| 3/3 [" in capsys.readouterr().err
+    cached_latents(tmp_path / "quiet", vae, 20, Pictures(), "world", NEVER, quiet=True)
+    assert capsys.readouterr().err == ""
+
+
 def test_what_was_cut_off_goes_on_with_the_next_file(vae: VAE, tmp_path: Path) -> None:
     shown = Pictures()
     for _ in range(2):

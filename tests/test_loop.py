@@ -129,6 +129,26 @@ def test_a_checkpoint_of_another_network_is_refused(whole: tuple[str, Path], tmp
         run(stage, tmp_path, CPU, resume=True)
 
 
+@pytest.mark.parametrize("kept", [0, 8, 9, 4000, -1])
+def test_a_damaged_checkpoint_is_named(whole: tuple[str, Path], tmp_path: Path, kept: int) -> None:
+    """Empty, cut off at one place or another; it stays as it is."""
+    path, data = tmp_path / "toy.safetensors", (whole[1] / "toy.safetensors").read_bytes()[:kept]
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"{path} is damaged \(.*\): put a copy in its place, or remove it"):
+        run(Toy(optimizer=whole[0]), tmp_path, CPU, resume=True)
+    assert path.read_bytes() == data
+
+
+def test_what_was_trained_is_not_left_behind(whole: tuple[str, Path], tmp_path: Path) -> None:
+    """A checkpoint holds what is trained; a part that no longer is would fall back to what it was at the start."""
+    (tmp_path / "toy.safetensors").write_bytes((whole[1] / "toy.safetensors").read_bytes())
+    stage = Toy(optimizer=whole[0])
+    stage.module[0].requires_grad_(False)
+    stage.groups = lambda: [{"params": list(stage.module[2].parameters()), "scale": 1.0}]
+    with pytest.raises(ValueError, match=r"2 tensors were trained before \(0\.bias, \.\.\.\) that are now to stay"):
+        run(stage, tmp_path, CPU, resume=True)
+
+
 def test_the_time_is_over(whole: tuple[str, Path], tmp_path: Path) -> None:
     """Each slice does at least one step and ends with a checkpoint; together they are the unbroken run."""
     slices = 0
@@ -160,6 +180,16 @@ def test_a_signal_stops_a_run_behind_its_step(tmp_path: Path, number: int, capfd
     assert "stopping after this step" in capfd.readouterr().err
     assert checkpoint.steps_done(tmp_path / "toy.safetensors") == len(rows(tmp_path)) in (6, 7)
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_in_the_last_save_is_answered(tmp_path: Path) -> None:
+    """After it there is no step to stop behind, but another stage may follow."""
+    stage = Toy(grid_every=12)
+    stage.grid = lambda: os.kill(os.getpid(), signal.SIGTERM) or Image.new("RGB", (4, 4))
+    with pytest.raises(Stopped, match="toy: stopped at its end") as stopped:
+        run(stage, tmp_path, CPU)
+    assert stopped.value.signal == signal.SIGTERM
+    assert checkpoint.steps_done(tmp_path / "toy.safetensors") == 12
 
 
 def test_a_second_signal_ends_at_once() -> None:

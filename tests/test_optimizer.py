@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from minisd.train.optimizer import Optimizer, exponent, flat_gradients, schedule, update_ema
-from minisd.train.recipe import StageRecipe
+from minisd.train.optimizer import Optimizer, evened, exponent, flat_gradients, schedule, update_ema
+from minisd.train.recipe import ClipRecipe, LoraRecipe, StageRecipe, UnetRecipe, VaeRecipe
 
 
 @pytest.mark.parametrize("width", [0.03, 0.05, 0.083, 0.1, 0.2])
@@ -68,6 +68,17 @@ def test_muon_takes_a_convolution_for_the_matrix_it_is(layout: torch.memory_form
     assert {key for key, _ in optimizer.state() if key.startswith("momentum")} == {"momentum_buffer.0.weight"}
 
 
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (30, 30)])
+def test_muon_evens_out_a_spectrum(shape: tuple[int, int]) -> None:
+    """The singular vectors stay, to the rounding of fp32, and the values, from 1 down to 1/50, come near 1."""
+    draw = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(n, min(shape), generator=draw, dtype=torch.float64))[0] for n in shape)
+    x = (u * torch.logspace(0, -1.7, min(shape), dtype=torch.float64)) @ v.T
+    turned = u.T @ evened(x.float()).double() @ v
+    assert turned.diag().min() > 0.65 and turned.diag().max() < 1.25
+    assert (turned - turned.diag().diag()).abs().max() < 1e-5
+
+
 def test_gradients_land_in_one_tensor() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)
     x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -98,3 +109,21 @@ def test_schedule_warms_up_and_falls_to_zero() -> None:
 def test_recipes_show_what_does_not_fit(field: dict, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         StageRecipe(**{"steps": 1, "batch": 1, "lr": 1.0} | field)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "hint"),
+    [
+        (StageRecipe, {"lr": 0.0}, "lr 0.0 must be above 0"),
+        (StageRecipe, {"clip": -1.0}, "clip -1.0 must be above 0"),  # would climb
+        (StageRecipe, {"weight_decay": -0.1}, "weight_decay -0.1 must not be below 0"),
+        (ClipRecipe, {"sketch": -1.0}, "sketch -1.0 must not be below 0"),
+        (VaeRecipe, {"kl": -1.0}, "kl -1.0 must not be below 0"),
+        (UnetRecipe, {"drop_prompt": 3.0}, "drop_prompt 3.0 must be in 0..1"),
+        (UnetRecipe, {"text_lr": -0.1}, "text_lr -0.1 must not be below 0"),
+        (LoraRecipe, {"time_power": 0.0}, "time_power 0.0 must be above 0"),
+    ],
+)
+def test_numbers_that_would_undo_the_training_are_refused(kind: type, field: dict, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        kind(**{"steps": 1, "batch": 1, "lr": 1.0} | field)

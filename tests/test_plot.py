@@ -38,6 +38,11 @@ def test_curves_are_what_the_logs_hold(run: Path) -> None:
     assert found["unet"]["accuracy"][0].tolist() == list(range(90, 100))
 
 
+def test_steps_that_were_all_skipped_are_no_curve(run: Path) -> None:
+    (run / "vae.jsonl").write_text('{"step": 0, "skipped": 1, "images": 4}\n')
+    assert list(curves(run)) == ["clip", "unet"]
+
+
 def test_smoothing_is_a_mean_that_keeps_lines_straight_and_noise_small() -> None:
     line = np.arange(400.0)
     assert np.abs(smooth(line) - line)[5:-5].max() < 1e-9

@@ -34,7 +34,7 @@ def job(folder: Path) -> Run:
     often = {"steps": STEPS, "save_every": 100, "grid_every": 100}
     told = {name: dataclasses.replace(getattr(recipe, name), **often) for name in NETWORKS}
     told["clip"] = dataclasses.replace(told["clip"], sketch_steps=10, lies=2)
-    told["unet"] = dataclasses.replace(told["unet"], latents=16)
+    told["unet"] = dataclasses.replace(told["unet"], latents=16, optimizer="muon")
     return Run(dataclasses.replace(recipe, size=32, **told), folder, type(tiny_config()).from_dict(config), CPU, True)
 
 
@@ -77,7 +77,7 @@ def shared(whole: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("shared")
     for name in (*NETWORKS, "half"):
         shutil.copytree(whole.folder, home / name)
-        for path in (home / name).glob("unet*" if name == "half" else f"{name}*"):
+        for path in {*(home / name).glob(f"{name}.*"), *(home / name).glob("unet.*")}:
             path.unlink()
 
     class Cut(stages.UnetStage):

@@ -13,6 +13,7 @@ from minisd.config import Config
 from minisd.nn.clip import CLIPText
 from minisd.text.tokenizer import Tokenizer
 from minisd.train import stages
+from minisd.train.export import export, keep_clip
 from minisd.train.loop import run
 from minisd.train.recipe import Recipe
 from minisd.train.stages import STAGES, Run
@@ -61,6 +62,18 @@ def test_every_stage_leaves_its_files(finished: Run) -> None:
     index = json.loads((finished.folder / "model/index.json").read_text())
     assert set(index["sha256"]) == {"config.json", "model.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json"}
     assert not list(finished.folder.rglob("*.tmp"))
+
+
+def test_an_export_is_the_same_bytes_each_time(finished: Run, tmp_path: Path) -> None:
+    """Words beside the tensors too: a writer that hashes them puts them in another order now and then."""
+    (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
+    for name in ("clip", "vae", "unet"):
+        (tmp_path / f"{name}.safetensors").symlink_to(finished.folder / f"{name}.safetensors")
+    for _ in range(12):
+        export(tmp_path, finished.config, tmp_path / "model")
+        keep_clip(tmp_path, finished.config.text[0], tmp_path / "judge")
+        for name in ("model/model.safetensors", "judge/clip.safetensors"):
+            assert (tmp_path / name).read_bytes() == (finished.folder / name).read_bytes()
 
 
 def test_the_exported_model_draws(finished: Run) -> None:
@@ -130,6 +143,18 @@ def test_each_step_draws_its_clip_skip(finished: Run, tmp_path: Path, monkeypatc
         STAGES["unet"](job)
         assert set(told[:12]) == (set(skips) or {None})
         (tmp_path / "unet.safetensors").unlink()
+
+
+def test_a_clip_skip_that_is_not_there_is_refused_at_once(finished: Run, tmp_path: Path) -> None:
+    """And not at the step that happens to draw it."""
+    (tmp_path / "tokenizer").symlink_to(finished.folder / "tokenizer")
+    for name in ("config.json", "clip.safetensors", "vae.safetensors"):
+        (tmp_path / name).write_bytes((finished.folder / name).read_bytes())
+    unet = dataclasses.replace(finished.recipe.unet, clip_skips=(1, 9))
+    job = dataclasses.replace(finished, recipe=dataclasses.replace(finished.recipe, unet=unet), folder=tmp_path)
+    with pytest.raises(ValueError, match="9"):
+        STAGES["unet"](job)
+    assert not (tmp_path / "unet.jsonl").exists()
 
 
 def test_a_checkpoint_is_never_overwritten_by_accident(finished: Run) -> None:

@@ -94,6 +94,11 @@ def minutes(text: str) -> float:
     return number(text)
 
 
+def chief() -> bool:
+    """Of torchrun's processes the one that speaks; the others wait for what it finds and makes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def default_recipe(name: str = "mini") -> Path:
     """A recipe of minisd's own: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
@@ -105,7 +110,7 @@ def run(argv: Sequence[str]) -> int:
     """The whole command; returns its exit code."""
     started = time.monotonic()
     args = build_parser().parse(argv)
-    chief = os.environ.get("RANK", "0") == "0"  # torchrun: the others wait for what this one finds and makes
+    args.quiet = args.quiet or not chief()
     with notes(args) as say, terminated(), ExitStack() as stack:
         with refusing():
             there = not args.tensorboard or find_spec("tensorboard") is not None
@@ -118,15 +123,15 @@ def run(argv: Sequence[str]) -> int:
             base = None if recipe.config is None else Config.load(args.recipe.parent / recipe.config)
             check_model(args)
             check_shares(args, recipe, int(os.environ.get("WORLD_SIZE", 1)))
+            args.resume = bool(args.resume) or args.stage == "all"
             fresh = args.init and args.stage != "lora" and not (args.resume and begun(args.out))
-            if chief:
+            if chief():
                 if not fresh:
                     check_ready(args, base)
                 check_place(args.out)
                 stack.enter_context(locked(args.out))
                 if fresh:
-                    begin(args)
-        args.resume = bool(args.resume) or args.stage == "all"
+                    begin(args, base, say)
         model = {"model": args.init, **source(args)} if args.stage == "lora" else {}
         until = started + 60 * args.minutes
         return work(args, say, recipe=recipe, base=base, until=until, data=data, model=model)
@@ -159,7 +164,8 @@ def work(args: argparse.Namespace, say: Callable[[str], None], **job: Any) -> in
             processes.wait()
             stages.every(run) if args.stage == "all" else stages.one(run, args.stage)
     except Stopped as stopped:
-        print(f"minisd: {stopped}", file=sys.stderr if stopped.signal else sys.stdout)
+        if chief():
+            print(f"minisd: {stopped}", file=sys.stderr if stopped.signal else sys.stdout)
         return 128 + stopped.signal if stopped.signal else 0
     return 0
 
@@ -201,10 +207,9 @@ def read_data(args: argparse.Namespace) -> Any:
 
 def check_shares(args: argparse.Namespace, recipe: Recipe, world: int) -> None:
     """Refuse a recipe without the stage that is asked for, or a batch that the processes cannot share evenly."""
-    for name in NETWORKS if args.stage == "all" else {args.stage} & {*NETWORKS, "lora"}:
+    whole = ("unet",) if args.init or begun(args.out) else ("clip", "vae", "unet")
+    for name in whole if args.stage == "all" else {args.stage} & {*NETWORKS, "lora"}:
         part = getattr(recipe, name)
-        if part is None and args.stage == "all" and name == "clip" and (args.init or begun(args.out)):
-            continue  # it comes with the model
         check(part is not None, f"{args.recipe} has no section [{name}]")
         said = f"the batch of {part.batch} of the {name} stage cannot be shared by {world} processes"
         check(part.batch % world == 0, f"{said}: choose a multiple of {world} in the recipe")
@@ -227,11 +232,14 @@ def source(args: argparse.Namespace) -> dict[str, Any]:
     return {"vae": args.vae, "revision": args.revision, "offline": args.offline, **told(args)}
 
 
-def begin(args: argparse.Namespace) -> None:
-    """Begin a run folder from a model."""
+def begin(args: argparse.Namespace, base: Config | None, say: Callable[[str], None]) -> None:
+    """Begin a run folder from a model; its networks count, not those of the recipe's config."""
     from ..train.start import start_from  # with torch
 
     start_from(args.init, args.out, **source(args))
+    own = Config.load(args.out / "config.json")
+    if base is not None and (base.text, base.unet, base.noise) != (own.text, own.unet, own.noise):
+        say(f"the networks are those of {args.init}, not those of {args.recipe}")
 
 
 def begun(out: Path) -> bool:

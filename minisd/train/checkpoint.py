@@ -8,11 +8,13 @@ What a step draws is a function of (seed, step), so nothing of that has to be ke
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..weights.write import write_tensors
@@ -32,6 +34,21 @@ class State:
     step: int = 0  # so many are done
     skipped: int = 0  # of them without a change, because the loss or its gradient was not finite
     bad: int = 0  # of them in a row, up to now
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A .safetensors file to read from.
+
+    Raises:
+        ValueError: it is damaged; it is named.
+    """
+    try:
+        file = safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): put a copy in its place, or remove it") from error
+    with file:
+        yield file
 
 
 def save(path: Path, state: State, recipe: StageRecipe) -> None:
@@ -58,13 +75,17 @@ def restore(path: Path, state: State, recipe: StageRecipe) -> None:
     """Fill a state from a checkpoint.
 
     Raises:
-        ValueError: it is one of another network.
+        ValueError: it is damaged, or one of another network.
     """
-    with safe_open(path, "pt") as file, torch.no_grad():
+    with opened(path) as file, torch.no_grad():
         keys, told = set(file.keys()), file.metadata()
         missing = [name for name in state.named if f"model.{name}" not in keys]
         if missing:
             raise ValueError(f"{path} cannot be trained on: it lacks {len(missing)} tensors ({missing[0]}, ...)")
+        frozen = sorted(k.removeprefix("model.") for k in keys if k.startswith("model.") and k[6:] not in state.named)
+        if frozen:  # what was learned of them would be lost
+            said = f"{len(frozen)} tensors were trained before ({frozen[0]}, ...) that are now to stay as they are"
+            raise ValueError(f"{path} cannot be trained on: {said}; keep the recipe, or choose another --out")
         for name, p in state.named.items():
             for key, tensor in ((f"model.{name}", p), (f"ema.{name}", state.ema[name])):
                 stored = file.get_tensor(key)
@@ -87,13 +108,13 @@ def restore(path: Path, state: State, recipe: StageRecipe) -> None:
 
 def steps_done(path: Path) -> int:
     """The step a checkpoint stands at."""
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         return int(file.metadata()["step"])
 
 
 def trained(path: Path, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """The EMA weights of a checkpoint whose names begin with `prefix`, without it."""
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         for key in file.keys():
             if key.startswith(f"ema.{prefix}"):
                 yield key.removeprefix(f"ema.{prefix}"), file.get_tensor(key)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from PIL.Image import Image
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..config import TextConfig
 from ..image import grid, to_pil
@@ -159,7 +160,7 @@ class ClipStage:
         context, text = self.encode(texts)
         logits, same = self.similar(text, self.module["image"](images)), told_alike(truths, truths).to(images.device)
         accuracy = same.gather(1, logits.argmax(1, keepdim=True)).mean().item()
-        print(f"clip: 256 unseen pictures found by their caption {accuracy:.3f}{self.relations(images)}")
+        tqdm.write(f"clip: 256 unseen pictures found by their caption {accuracy:.3f}{self.relations(images)}")
         sketches = F.interpolate(self.module["sketcher"](context[:32]).float(), size=self.examples.size)
         return grid(to_pil(torch.cat([images[:16], sketches[:16], images[16:32], sketches[16:]])), columns=16)
 

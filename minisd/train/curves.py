@@ -31,7 +31,7 @@ def curves(run: Path) -> Curves:
     """
     check(run.is_dir(), f"{run} is no folder")
     found = {path.stem: read(path) for path in sorted(run.glob("*.jsonl"))}
-    stages = {stage: figures(rows) for stage, rows in found.items() if rows}
+    stages = {stage: told for stage, rows in found.items() if (told := figures(rows))}
     check(bool(stages), f"{run} holds no log of a training run (a stage writes clip.jsonl, vae.jsonl or unet.jsonl)")
     return {stage: stages[stage] for stage in in_order(stages, FIRST)}
 

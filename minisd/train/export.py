@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..config import Config, TextConfig
-from ..files import atomic
 from ..weights.folder import save
+from ..weights.write import write_tensors
 from .checkpoint import trained
 from .log import read
 from .start import network, started_from
@@ -65,8 +64,7 @@ def keep_clip(run: Path, config: TextConfig, folder: Path) -> None:
     tower = {"size": size} | {name: recipe[name] for name in ("width", "layers", "heads")}
     shutil.copytree(run / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
     metadata = {"text": json.dumps(asdict(config)), "image": json.dumps(tower)}
-    with atomic(folder / path.name) as temporary:
-        save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    write_tensors(folder / path.name, tensors, metadata, torch.float16)
 
 
 def summary(log: Path) -> dict[str, Any]:

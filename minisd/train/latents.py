@@ -10,13 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 from ..nn.vae import VAE
 from ..weights.write import write_tensors
 from . import processes
+from .checkpoint import opened
 from .data import Examples
 from .stop import Stopped, now
 
@@ -42,8 +42,8 @@ def cached_latents(
     missing = [part for part in parts if not covers(*part, tag)]
     processes.wait()  # nobody writes before all have looked
     folder.mkdir(parents=True, exist_ok=True)
-    hidden = quiet or not (missing and processes.chief())
-    for mine in tqdm(turns(missing), desc="latents", unit="file", disable=hidden):
+    mute = quiet or not (missing and processes.chief())
+    for mine in tqdm(list(turns(missing)), desc="latents", unit="file", disable=mute):
         if mine is not None:
             path, indices = mine
             batches = (indices[i : i + batch] for i in range(0, len(indices), batch))
@@ -70,15 +70,18 @@ def encoded(vae: VAE, images: Tensor) -> Tensor:
 
 
 def covers(path: Path, indices: range, tag: str) -> bool:
-    """The file is there, made by this VAE, and holds at least these pictures."""
+    """The file is there and whole, made by this VAE, and holds at least these pictures."""
     if not path.exists():
         return False
-    with safe_open(path, "pt") as file:
-        return file.metadata().get("made") == tag and file.get_slice("latents").get_shape()[0] >= len(indices)
+    try:
+        with opened(path) as file:
+            return file.metadata().get("made") == tag and file.get_slice("latents").get_shape()[0] >= len(indices)
+    except ValueError:  # damaged: it is made anew
+        return False
 
 
 def stored(path: Path) -> Tensor:
-    with safe_open(path, "pt") as file:
+    with opened(path) as file:
         return file.get_tensor("latents")
 
 

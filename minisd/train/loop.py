@@ -52,7 +52,8 @@ class Stage(Protocol):
         It should not wait for the device: figures stay tensors."""
 
     def grid(self) -> Image:
-        """Pictures that show how far the module (now holding EMA weights) is."""
+        """Pictures that show how far the module (now holding EMA weights) is; figures to print go by `tqdm.write`, past
+        the progress bar."""
 
 
 def run(
@@ -108,7 +109,9 @@ def run(
                 processes.wait()
                 said = f"{stage.name}: stopped at step {state.step} of {recipe.steps}"
                 raise Stopped(f"{said}; --resume goes on from there", max(asked(), 0))
-    processes.wait()  # nobody reads the checkpoint before it is written
+        # Nobody reads the checkpoint before it is written. A signal may have come while the last one was.
+        if processes.together(asked() > 0):
+            raise Stopped(f"{stage.name}: stopped at its end; --resume goes on from there", max(asked(), 0))
 
 
 @contextmanager

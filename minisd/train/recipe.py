@@ -47,6 +47,16 @@ class StageRecipe:
         one_of("optimizer", self.optimizer, OPTIMIZERS)
         check(0 < self.ema <= WIDEST, f"ema {self.ema} must be above 0 and at most {WIDEST}")
         check(0 <= self.decay <= 1, f"decay {self.decay} must be in 0..1")
+        self.above_zero("lr", "clip")
+        self.not_below_zero("weight_decay")
+
+    def above_zero(self, *names: str) -> None:
+        for name in names:
+            check(getattr(self, name) > 0, f"{name} {getattr(self, name)} must be above 0")
+
+    def not_below_zero(self, *names: str) -> None:
+        for name in names:
+            check(getattr(self, name) >= 0, f"{name} {getattr(self, name)} must not be below 0")
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,10 @@ class ClipRecipe(StageRecipe):
     layers: int = 3
     heads: int = 4
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.not_below_zero("sketch")
+
 
 @dataclass(frozen=True)
 class VaeRecipe(StageRecipe):
@@ -68,6 +82,10 @@ class VaeRecipe(StageRecipe):
     kl: float = 1e-4
     gradient: float = 1.0
     decoder_only: bool = False  # leave the encoder as it is: a UNet was trained on its latents
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.not_below_zero("kl", "gradient")
 
 
 @dataclass(frozen=True)
@@ -88,9 +106,8 @@ class UnetRecipe(StageRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 <= self.drop_prompt <= 1, f"drop_prompt {self.drop_prompt} must be in 0..1")
-        check(self.text_lr >= 0, f"text_lr {self.text_lr} must be 0 or more")
-        for name in ("snr_gamma", "time_power"):
-            check(getattr(self, name) > 0, f"{name} {getattr(self, name)} must be above 0")
+        self.above_zero("snr_gamma", "time_power")
+        self.not_below_zero("text_lr")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from ..nn.vae import VAE
 from ..text.tokenizer import Tokenizer
 from ..world.world import World
 from . import processes
-from .checkpoint import trained
+from .checkpoint import steps_done, trained
 from .clip import ClipStage
 from .data import Examples
 from .export import export as write_model
@@ -86,14 +86,18 @@ class Run:
 
     def latents(self, vae: VAE, recipe: UnetRecipe) -> Tensor:
         """Those of the first pictures that are trained on, from the run's cache or made now."""
-        examples, most = self.examples, recipe.latents
-        source = examples.key if isinstance(examples, Folder) else f"{self.recipe.world} {examples.size}"
-        there = examples.distinct if isinstance(examples, Folder) else most
-        if there > most:
-            log.warning("only %d of %d cut pictures are trained on: the recipe's `latents`", most, there)
-        for i in range(recipe.unseen if isinstance(examples, Folder) else 0):
-            examples.cut(i, "test")  # one that is damaged is named now, not at the first grid
-        return cached_latents(self.folder / "latents", vae, min(most, there), examples, source, self.until, self.quiet)
+        examples, there = self.examples, recipe.latents
+        if isinstance(examples, Folder):
+            source, there = examples.key, examples.distinct
+            if there > recipe.latents:
+                log.warning("only %d of %d cut pictures are trained on: the recipe's `latents`", recipe.latents, there)
+            for i in range(recipe.unseen):
+                examples.cut(i, "test")  # one that is damaged is named now, not at the first grid
+        else:
+            world = dataclasses.replace(self.recipe.world, font=None)  # where it lies makes no difference
+            source = f"{world} {examples.size}"
+        count = min(recipe.latents, there)
+        return cached_latents(self.folder / "latents", vae, count, examples, source, self.until, self.quiet)
 
     def followed(self, name: str) -> dict:
         """What a stage depends on: a part of the recipe, and the pictures."""
@@ -129,13 +133,30 @@ def say(text: str) -> None:
 
 
 def train(job: Run, stage: Stage) -> None:
-    """A network's stage, to its end."""
+    """A network's stage, to its end.
+
+    Raises:
+        ValueError: the UNet has been trained on what this stage made; it does not know what would come of more steps.
+    """
+    path, unet = job.folder / f"{stage.name}.safetensors", job.folder / "unet.safetensors"
+    known = stage.name == "clip" or (stage.name == "vae" and not stage.recipe.decoder_only)
+    if known and unet.exists() and not (path.exists() and steps_done(path) >= stage.recipe.steps):
+        said = f"{unet} was trained on the {stage.name} that is there: before you train that one on"
+        raise ValueError(f"{said}, remove it, or choose another --out")
     stage.module.to(job.device)
     run(stage, job.folder, job.device, job.resume, job.until, job.quiet, job.tensorboard)
 
 
 def tokenizer(job: Run) -> None:
-    """Learn the vocabulary and put its size and special ids into the run's config."""
+    """Learn the vocabulary and put its size and special ids into the run's config.
+
+    Raises:
+        ValueError: a network has learned the one that is there.
+    """
+    before, now = finished(job.folder).get("tokenizer"), job.followed("tokenizer")
+    if before not in (None, now) and (job.folder / "clip.safetensors").exists():
+        said = f"the networks in {job.folder} know the words they have, and this recipe may have others"
+        raise ValueError(f"{said}: choose another --out, or go on with one stage, such as minisd train unet --resume")
     if processes.chief():
         recipe = job.recipe.tokenizer
         captions = job.data.captions() if job.data else job.examples.captions(range(recipe.captions), 0)
@@ -171,6 +192,11 @@ def vae(job: Run) -> None:
 
 def unet(job: Run) -> None:
     """The UNet on latents of the trained VAE, with the trained text tower frozen or tuned on."""
+    size, defaults = job.examples.size, job.config.defaults
+    if job.base is not None and (defaults.width, defaults.height) != (size, size):  # it draws what it was trained on
+        job.write_config(
+            dataclasses.replace(job.config, defaults=dataclasses.replace(defaults, width=size, height=size))
+        )
     recipe, config, words = job.recipe.unet, job.config, job.tokenizer()
     job.note_long(words)
     autoencoder = VAE(config.vae).eval().requires_grad_(False)
@@ -234,22 +260,27 @@ def one(job: Run, name: str) -> None:
 
 
 def every(job: Run) -> None:
-    """All stages that are not finished, in order, each from where it stands."""
-    job = dataclasses.replace(job, resume=True)
+    """All stages that are not finished, in order, each from where it stands; the first of them in any case, so that
+    slices that are over as they begin come to the end all the same."""
+    job, begun = dataclasses.replace(job, resume=True), False
     for name in (name for name in STAGES if name not in APART):
         done = finished(job.folder)
         if name != "export" and name in done and done[name] in (None, job.followed(name)):
-            say(f"{name}: finished before")
+            say(f"{name}: {'came with the model' if done[name] is None else 'finished before'}")
             continue
-        if processes.together(now() > job.until):
+        if processes.together(begun and now() > job.until):
             raise Stopped(f"the time was over before {name}; the same command goes on with it")
+        begun = True
         one(job, name)
 
 
 def finished(folder: Path) -> dict[str, dict | None]:
     """The finished stages of a run folder and what each followed; None: it came with the model that was begun from."""
     path = folder / FINISHED
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and `all` goes through each stage again") from error
 
 
 def followed(recipe: Recipe, name: str) -> dict:

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from ..config import Config, check
@@ -19,7 +18,7 @@ from ..weights.convert import convert
 from ..weights.find import WEIGHTS, locate
 from ..weights.find import read_config as own_config
 from ..weights.load import read_config
-from .checkpoint import trained
+from .checkpoint import opened, trained
 
 START = "init"
 FINISHED = "stages.json"
@@ -47,8 +46,8 @@ def start_from(model: str, run: Path, **source: Any) -> None:
     run.mkdir(parents=True, exist_ok=True)
     convert(model, run / START, to="minisd", overwrite=True, **source)
     shutil.copytree(run / START / "tokenizer", run / "tokenizer", dirs_exist_ok=True)
-    with atomic(run / FINISHED) as written:  # a model holds no image tower, and its words are what they are
-        written.write_text(json.dumps({"tokenizer": None, "clip": None}) + "\n", encoding="utf-8")
+    with atomic(run / FINISHED) as written:  # a model holds no image tower; its words and latents are what they are
+        written.write_text(json.dumps(dict.fromkeys(("tokenizer", "clip", "vae"))) + "\n", encoding="utf-8")
     with atomic(run / "config.json") as written:  # last: a run folder with a config is whole
         shutil.copyfile(run / START / "config.json", written)
 
@@ -92,5 +91,5 @@ def initial(run: Path, prefix: str) -> dict[str, Tensor]:
     """Of the model a run started from: the tensors whose names begin with `prefix`, without it; {} where none is."""
     if not (run / START / WEIGHTS).exists():
         return {}
-    with safe_open(run / START / WEIGHTS, "pt") as file:
+    with opened(run / START / WEIGHTS) as file:
         return {k.removeprefix(prefix): file.get_tensor(k).float() for k in file.keys() if k.startswith(prefix)}

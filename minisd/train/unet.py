@@ -12,6 +12,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
 
 from ..config import Config
 from ..diffusion.denoise import PREDICTION, c_in, denoiser
@@ -47,7 +48,13 @@ class UnetStage:
         examples: Examples,
         unet: UNet | None = None,
     ) -> None:
-        """`latents` are those of the first training pictures; `unet` is trained on, None: a fresh one."""
+        """`latents` are those of the first training pictures; `unet` is trained on, None: a fresh one.
+
+        Raises:
+            ValueError: the recipe names a clip skip that the text tower does not have.
+        """
+        for skip in recipe.clip_skips:
+            config.check_clip_skip(skip)
         self.recipe, self.config, self.tokenizer, self.vae = recipe, config, tokenizer, vae
         self.table = noise_table(config.noise)
         self.latents, self.examples = latents, examples  # latent i is that of training picture i
@@ -130,7 +137,7 @@ class UnetStage:
             part = slice(i, min(i + recipe.batch, count))
             x0 = self.vae.encode(self.examples.pictures(range(count)[part], "test").to(self.device))[0].float()
             losses.append(self.denoising_loss(x0, self.ids(texts[part]), t[part], noise[part]))
-        print(f"{self.name}: loss on {count} unseen examples {torch.cat(losses).mean().item():.5f}")
+        tqdm.write(f"{self.name}: loss on {count} unseen examples {torch.cat(losses).mean().item():.5f}")
         return grid(to_pil(self.vae.decode(self.draw(texts[: recipe.shown]))), columns=8)
 
     def draw(self, texts: list[str]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from ..config import VAEConfig
 from ..image import grid, to_pil
@@ -70,7 +71,7 @@ class VaeStage:
         images = self.images(range(16), "test")
         out = self.module.decode(self.module.encode(images)[0])
         psnr = -10 * torch.log10(F.mse_loss(out.clamp(-1, 1), images) / 4)
-        print(f"vae: PSNR on 16 unseen pictures {psnr:.1f} dB")
+        tqdm.write(f"vae: PSNR on 16 unseen pictures {psnr:.1f} dB")
         rows = torch.stack([images.view(2, 8, *images.shape[1:]), out.view(2, 8, *out.shape[1:])], dim=1)
         return grid(to_pil(rows.flatten(0, 2)), columns=8)
 
