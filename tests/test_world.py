@@ -19,7 +19,7 @@ from minisd.train.recipe import Recipe
 from minisd.world.colour import lab
 from minisd.world.emoji import EMOJI, FIRST, GROUPS, NAMES, group, noun
 from minisd.world.layout import GAP, MARGIN, SLANT, related
-from minisd.world.oracle import holds, lies
+from minisd.world.mark import holds, lies
 from minisd.world.recipe import WorldRecipe
 from minisd.world.scenes import HELD_OUT, SPLITS, Object, Scene, held_out, recipe, reserved, told_otherwise
 from minisd.world.vocabulary import GROUND_KINDS, KINDS
@@ -249,7 +249,7 @@ def test_places_are_where_their_words_say(train: list[Scene]) -> None:
         across = next((sides[word] for word in ("left", "right") if word in scene.place), (0.43, 0.57))
         down = next((sides[word] for word in ("top", "bottom") if word in scene.place), (0.43, 0.57))
         assert across[0] <= item.x <= across[1] and down[0] <= item.y <= down[1], (scene.place, item)
-        assert [place for place in PLACES if lies(item, place)] == [scene.place]
+        assert [place for place in PLACES if lies(place, item)] == [scene.place]
 
 
 def test_things_of_a_scene_are_told_apart_by_words(train: list[Scene]) -> None:
