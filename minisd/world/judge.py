@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from minisd.config import check
 from minisd.files import atomic
+from minisd.image import squared
 from minisd.world.oracle import LARGE, UNCLEAR, Reading
 from minisd.world.scenes import Object
 from minisd.world.words import COLOURS, PATTERNS, SHAPES
@@ -134,11 +135,8 @@ class Judge(nn.Module):
 
     def fitted(self, pictures: Tensor) -> Tensor:
         """Pictures of the size, on the device and of the dtype that the network works on."""
-        weight, size = self.answers.weight, self.words.size
-        pictures = pictures.to(weight.device, weight.dtype).clamp(-1, 1)
-        if pictures.shape[-2:] == (size, size):
-            return pictures
-        return F.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        weight = self.answers.weight
+        return squared(pictures.to(weight.device, weight.dtype).clamp(-1, 1), self.words.size)
 
 
 def in_words(answers: Answers, words: Words) -> list[Reading]:
