@@ -97,6 +97,13 @@ def test_the_emoji_are_many_and_their_nouns_are_words() -> None:
     assert (noun("🦊"), noun("🌹"), noun("☀"), noun("🚗"), noun("🎂")) == ("fox", "rose", "sun", "car", "cake")
 
 
+def test_what_shows_several_is_not_named_as_one() -> None:
+    """Else "two cherries" would be four."""
+    several = {"🍒": "pair of cherries", "🫐": "bunch of blueberries", "🥞": "stack of pancakes", "🍂": "fallen leaves"}
+    several |= {"🎭": "pair of theater masks", "🧱": "brick wall", "🫒": "olive branch", "🍇": "bunch of grapes"}
+    assert all(noun(letter).endswith(name) for letter, name in several.items())
+
+
 def test_the_first_emoji_are_of_every_group() -> None:
     assert len(FIRST) == len(set(FIRST)) == 64 and list(EMOJI.values())[:64] == list(FIRST)
     for count, groups in ((48, set(GROUPS) - {"body"}), (64, set(GROUPS) - {"body"})):
