@@ -432,7 +432,8 @@ def test_a_font_that_is_named_and_does_not_fit_is_refused(
         (["--sheet", "x.jpg"], "must end in .png"),
         (["--sheet", "/no/x.png"], "No such file"),
         (["--plots", "plots"], "give a --sweep"),
-        (["--count", "50000"], "200000 are the most"),
+        (["--count", "50000"], "--count 50000 makes 650000 pictures: 200000 are the most"),
+        (["--count", "50000", "--parts", "scenes,held_out", "--sweep", "steps=1,2"], "makes 750000 pictures"),
         (["-m", "/no/model"], "/no/model"),
         (["a red circle"], "one word too many"),
     ],
@@ -449,7 +450,8 @@ def test_bad_input_is_refused_in_one_line(
 
 
 def test_the_help_names_what_there_is() -> None:
-    assert command.PARTS == PARTS and command.JUDGE == JUDGE
+    assert tuple(command.PARTS) == PARTS and command.JUDGE == JUDGE
+    assert [*command.PARTS.values()] == [len(GENEVAL), len(HELD_OUT), len(TOLD_SHAPES), 1]
     assert set(command.SWEPT) <= set(Options.__annotations__)
 
 

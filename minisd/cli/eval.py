@@ -31,7 +31,7 @@ from .flags import DTYPES
 from .generate import options_of, settled
 from .model import add_model_flags, check_model, load_model
 
-PARTS = ("geneval", "held_out", "shapes", "scenes")
+PARTS = {"geneval": 6, "held_out": 2, "shapes": 4, "scenes": 1}  # and how many categories each has
 SWEPT = ("steps", "cfg_scale", "sampler", "schedule", "clip_skip", "guidance_rescale", "eta")
 QUICK = 20  # prompts in each category, and only the parts of two words
 FULL = 300
@@ -155,18 +155,17 @@ def checked(args: argparse.Namespace) -> None:
         BadInput: the first thing that does not fit.
     """
     args.count = args.count or (QUICK if args.quick else FULL)
-    args.parts = args.parts or (PARTS[:2] if args.quick else PARTS)
+    args.parts = args.parts or tuple(PARTS)[: 2 if args.quick else None]
     config = check_model(args)
     settled(args, config)
     for name, values in args.sweeps.items():
         for value in values:
             settled(argparse.Namespace(**vars(args) | {name: value}), config)
     with refusing():
-        pictures = args.count * (15 + 6 * sum(len(values) for values in args.sweeps.values()))
+        swept = sum(len(values) for values in args.sweeps.values())
+        pictures = args.count * (sum(PARTS[part] for part in args.parts) + PARTS["geneval"] * swept)
         check(pictures <= MAX_PICTURES, f"--count {args.count} makes {pictures} pictures: {MAX_PICTURES} are the most")
-        check(
-            (args.judge / JUDGE).is_file(), f"{args.judge} is no folder with {JUDGE}: make one with minisd train judge"
-        )
+        check((args.judge / JUDGE).is_file(), f"{args.judge} is no folder with {JUDGE}: minisd train judge makes one")
         check(args.font is None or Path(args.font).is_file(), f"there is no font {args.font!r}")
         check(not args.plots or args.sweeps, "--plots draws sweeps: give a --sweep")
         drawable = not args.plots or find_spec("matplotlib") is not None
