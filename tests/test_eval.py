@@ -25,7 +25,7 @@ from minisd.eval.evaluate import PARTS, TOLD_SHAPES, Evaluation, Plan
 from minisd.eval.evaluate import SHAPES as SHAPES_ALONE
 from minisd.eval.figures import clip_figures, coarse, nearest_figures
 from minisd.eval.intervals import bootstrap, jackknife, of_mean_share, wilson
-from minisd.eval.kept import JUDGE, Kept, load_kept
+from minisd.eval.kept import Kept, load_kept
 from minisd.eval.prompts import CATEGORIES, GENEVAL, HELD_OUT, described, questions
 from minisd.eval.score import answered, by_oracle, from_bytes, overall, real, to_bytes
 from minisd.settings import Options
@@ -37,6 +37,7 @@ from minisd.train.judge import JudgeStage, write_judge
 from minisd.train.loop import begin
 from minisd.train.recipe import ClipRecipe, JudgeRecipe
 from minisd.world.emoji import EMOJI
+from minisd.world.judge import JUDGE
 from minisd.world.mark import mark
 from minisd.world.oracle import Reading
 from minisd.world.scenes import held_out, recipe, reserved

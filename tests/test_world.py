@@ -1,7 +1,6 @@
 """The world's truth: its words, its splits, where things lie, what a near miss is."""
 
 import colorsys
-import json
 import os
 import random
 import subprocess
@@ -277,9 +276,7 @@ def test_one_kind_can_be_asked_for(toy_world: World) -> None:
         toy_world.vocabulary.sample(rng, kind="pairs")
 
 
-def test_a_scene_survives_json_and_refuses_nonsense(train: list[Scene]) -> None:
-    for scene in (SCENE, *train[:50]):
-        assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+def test_a_scene_refuses_nonsense() -> None:
     for objects, words in (
         ((CIRCLE,), {"relation": "above"}),
         ((CIRCLE, SQUARE), {"relation": "near"}),

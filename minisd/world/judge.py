@@ -28,6 +28,7 @@ from minisd.world.oracle import LARGE, UNCLEAR, Reading
 from minisd.world.scenes import Object
 from minisd.world.words import COLOURS, PATTERNS, SHAPES
 
+JUDGE = "judge.safetensors"  # in a folder of its own
 NATURAL = "natural"  # the hue of an emoji as it is
 HUES = (*COLOURS, NATURAL)
 EXTENT = 0.34  # of the width: what an extent is told relative to
