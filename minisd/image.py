@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -27,13 +26,6 @@ def to_pil(pixels: Tensor) -> list[Image.Image]:
     """Pixels (b, 3, H, W), about [-1, 1], to RGB pictures; clamped and rounded, not cut."""
     levels = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return [Image.fromarray(a) for a in rearrange(levels, "b c h w -> b h w c").cpu().numpy()]
-
-
-def squared(pictures: Tensor, size: int) -> Tensor:
-    """Pictures (b, 3, H, W) in [-1, 1] of any size, made to fit a square of so many pixels."""
-    if pictures.shape[-2:] == (size, size):
-        return pictures
-    return F.interpolate(pictures.float(), (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ..config import TextConfig, check
-from ..image import squared
 from ..nn.clip import CLIPText
 from ..text.tokenizer import Tokenizer
 from ..train.clip import ImageTower
+from ..world.judge import squared
 
 CLIP = "clip.safetensors"
 WEIGHT = 2.5

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..image import squared, to_pil
+from ..image import to_pil
 from ..pipeline import Model, generate
 from ..world import oracle
+from ..world.judge import squared
 from ..world.mark import WORDS, mark
 from ..world.oracle import Reading
 from ..world.world import World

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from minisd.config import check
 from minisd.files import atomic
-from minisd.image import squared
 from minisd.world.oracle import LARGE, UNCLEAR, Reading
 from minisd.world.scenes import Object
 from minisd.world.words import COLOURS, PATTERNS, SHAPES
@@ -138,6 +137,13 @@ class Judge(nn.Module):
         """Pictures of the size, on the device and of the dtype that the network works on."""
         weight = self.answers.weight
         return squared(pictures.to(weight.device, weight.dtype).clamp(-1, 1), self.words.size)
+
+
+def squared(pictures: Tensor, size: int) -> Tensor:
+    """Pictures (b, 3, H, W) in [-1, 1] of any size, made to fit a square of so many pixels."""
+    if pictures.shape[-2:] == (size, size):
+        return pictures
+    return F.interpolate(pictures.float(), (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def in_words(answers: Answers, words: Words) -> list[Reading]:
