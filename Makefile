@@ -31,8 +31,8 @@ fuzz: .venv/ready-dev         ## 22,000 damaged model files and configs
 kill: .venv/ready-dev         ## 50 training runs killed with kill -9, 10 of them inside a save: a few minutes
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/kill.py
 
-evaluate: .venv/ready         ## how often the bundled model draws shapes as told, read by the oracle
-	$(BIN)/python scripts/evaluate.py
+evaluate: .venv/ready         ## how much of what it is told the bundled model draws, and how well the judge sees
+	$(BIN)/minisd eval
 
 train: .venv/ready            ## every stage of the bundled model, in order; goes on where it stopped
 	$(BIN)/minisd train all

@@ -10,10 +10,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from minisd.train.evaluate import SHAPES
-
+from minisd.eval.evaluate import SHAPES
 from minisd.image import grid, to_pil
-from minisd.world.oracle import judge, read
+from minisd.world.mark import mark, told
+from minisd.world.oracle import read
 from minisd.world.recipe import WorldRecipe
 from minisd.world.scenes import SPLITS
 from minisd.world.world import World
@@ -34,20 +34,20 @@ def main() -> None:
 
 def check_oracle(world: World, count: int, seed: int) -> None:
     """Print how many pictures of each kind of scene the oracle reads wrong."""
-    wrong, told = Counter(), Counter()
+    wrong, shown = Counter(), Counter()
     start, reading = time.perf_counter(), 0.0
     for k in range(count):
         scene = world.scene(seed * count + k, SPLITS[k % len(SPLITS)])
         (image,) = to_pil(world.draw([scene]))
         begun = time.perf_counter()
-        verdict = judge(read(image), scene)
+        verdict = mark(read(image), told(scene))
         reading += time.perf_counter() - begun
-        told[scene.kind] += 1
+        shown[scene.kind] += 1
         wrong.update(word for word, right in verdict.items() if not right)
         wrong[scene.kind] += not verdict["all"]
     for word in verdict:
         print(f"{word:12}{wrong[word]:6} wrong of {count} ({100 * wrong[word] / count:.2f} %)")
-    print(", ".join(f"{kind} {wrong[kind]} of {told[kind]}" for kind in told))
+    print(", ".join(f"{kind} {wrong[kind]} of {shown[kind]}" for kind in shown))
     print(f"{time.perf_counter() - start:.1f} s, {1000 * reading / count:.2f} ms to read a picture")
 
 

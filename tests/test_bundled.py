@@ -20,7 +20,8 @@ from minisd.eval.score import answered, by_oracle, real
 from minisd.image import to_tensor
 from minisd.pipeline import Model
 from minisd.weights.folder import BUNDLED, sha256
-from minisd.world.oracle import judge, read
+from minisd.world.mark import mark, told
+from minisd.world.oracle import read
 from minisd.world.scenes import Object, Scene, held_out, recipe, reserved
 from minisd.world.world import World
 
@@ -61,7 +62,9 @@ def test_fp32_on_a_cpu(model: Model) -> None:
 
 def test_the_readmes_picture_is_right(model: Model) -> None:
     """Seed 2 is the picture of the README; of four seeds most are right. How many in all: the next test."""
-    verdicts = [judge(read(picture), SCENE)["all"] for picture in minisd.generate(model, PROMPT, seed=2, num_images=4)]
+    verdicts = [
+        mark(read(picture), told(SCENE))["all"] for picture in minisd.generate(model, PROMPT, seed=2, num_images=4)
+    ]
     assert verdicts[0] and sum(verdicts) >= 3, verdicts
 
 
@@ -126,7 +129,7 @@ def test_half_as_many_steps_draw_nearly_the_same(model: Model) -> None:
 def test_the_walkthrough_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """Its own last cell asserts that the steps by hand give `generate`'s picture."""
     result = runpy.run_path(str(ROOT / "docs/walkthrough.py"))
-    assert judge(read(result["picture"]), SCENE)["background"]
+    assert mark(read(result["picture"]), told(SCENE))["ground"]
     assert "(b, m, l, d)" in capsys.readouterr().out
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from test_folders import Case, case  # noqa: F401  (a fixture)
 from tiny_world import tiny_world
 from toy_font import TOYS, write_font
 
@@ -19,12 +21,13 @@ from minisd.cli import main
 from minisd.config import Config
 from minisd.eval.clip import clip_scores, load_clip
 from minisd.eval.distances import frechet, nearest
-from minisd.eval.evaluate import PARTS, Evaluation, Plan
+from minisd.eval.evaluate import PARTS, TOLD_SHAPES, Evaluation, Plan
+from minisd.eval.evaluate import SHAPES as SHAPES_ALONE
 from minisd.eval.figures import clip_figures, coarse, nearest_figures
 from minisd.eval.intervals import bootstrap, jackknife, of_mean_share, wilson
-from minisd.eval.kept import JUDGE, Kept, load_kept
+from minisd.eval.kept import Kept, load_kept
 from minisd.eval.prompts import CATEGORIES, GENEVAL, HELD_OUT, described, questions
-from minisd.eval.score import answered, from_bytes, overall, real, to_bytes
+from minisd.eval.score import answered, by_oracle, from_bytes, overall, real, to_bytes
 from minisd.settings import Options
 from minisd.text.tokenizer import Tokenizer
 from minisd.train.checkpoint import save as save_checkpoint
@@ -34,11 +37,14 @@ from minisd.train.judge import JudgeStage, write_judge
 from minisd.train.loop import begin
 from minisd.train.recipe import ClipRecipe, JudgeRecipe
 from minisd.world.emoji import EMOJI
+from minisd.world.judge import JUDGE
 from minisd.world.mark import mark
 from minisd.world.oracle import Reading
 from minisd.world.scenes import held_out, recipe, reserved
 from minisd.world.words import SHAPES
 from minisd.world.world import World
+
+Make = Callable[[str], Case]
 
 
 @pytest.fixture(autouse=True)
@@ -283,6 +289,14 @@ def test_a_world_is_drawn_by_the_font_that_the_judge_learned_alone(
 # Scores.
 
 
+@pytest.mark.parametrize("shape", [(256, 256), (96, 64), (56, 56)])
+def test_the_oracle_reads_pictures_of_any_size(shape: tuple[int, int]) -> None:
+    asked = described(World(SHAPES_ALONE).vocabulary, 24, 0, *TOLD_SHAPES["two_shapes"])
+    (pictures,) = real(World(SHAPES_ALONE), asked)
+    fitted = torch.nn.functional.interpolate(pictures, shape, mode="bicubic", antialias=True)
+    assert answered(asked, [fitted], by_oracle, 32).score.right["all"] >= 23
+
+
 def test_a_score_counts_what_is_right(world: World) -> None:
     """A reader that sees all, and one that takes every third picture's first object for a circle too many."""
     asked = questions(world.vocabulary, "position", 60)
@@ -366,6 +380,44 @@ def test_real_pictures_are_measured_where_they_can_be_drawn(kept: Kept, world: W
     assert report.ceilings["held_out"]["held_out"].count == 4 and report.figures["nearest"]["training_pictures"] == 64
 
 
+@pytest.mark.parametrize("form", ["folder", "file"])
+def test_a_checkpoint_of_another_family_and_size_is_scored_whole(
+    capsys: pytest.CaptureFixture,
+    kept_folder: Path,
+    case: Make,  # noqa: F811
+    form: str,
+) -> None:
+    """A random SD 1.x, as a diffusers folder and as a single file, on pictures that are small and no squares."""
+    one = case("sd1")
+    path, tokenizer = getattr(one, form), [] if form == "folder" else ["--tokenizer", str(one.folder)]
+    argv = ("--count", "1", "--steps", "1", "-W", "16", "-H", "32", "--json", "-q", *tokenizer)
+    data = json.loads(evaluated(capsys, kept_folder, path, *argv)[0])
+    assert data["counts"] == {"overall": 6, **dict.fromkeys((*CATEGORIES, *TOLD_SHAPES, "scenes"), 1)}
+    assert "frechet" not in data and 0 <= data["overall"] <= 1  # one picture has no covariance
+
+
+def test_a_setting_swept_twice_has_the_values_of_both(
+    capsys: pytest.CaptureFixture, kept_folder: Path, tiny_model: Path
+) -> None:
+    argv = ("--sweep", "steps=1,2", "--sweep", "cfg=1", "--sweep", "steps=2,3", "--parts", "held_out", "--count", "1")
+    data = json.loads(evaluated(capsys, kept_folder, tiny_model, *argv, "--steps", "1", "--json", "-q")[0])
+    assert [row["steps"] for row in data["sweeps"]["steps"]] == [1, 2, 3]
+    assert [row["cfg_scale"] for row in data["sweeps"]["cfg_scale"]] == [1.0]
+
+
+@pytest.mark.usefixtures("no_loading")
+def test_a_font_that_is_named_and_does_not_fit_is_refused(
+    capsys: pytest.CaptureFixture, kept_folder: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    other = write_font(tmp_path / "other.ttf", {EMOJI["fox"]: TOYS["cat"]})
+    (tmp_path / "text.ttf").write_text("no font")
+    for font, said in ((other, "no picture of '🐱'"), (tmp_path / "text.ttf", "cannot be used")):
+        argv = ["eval", "-m", str(tiny_model), "--judge", str(kept_folder), "--font", str(font)]
+        assert main(argv) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and err.count("\n") == 1 and said in err
+
+
 @pytest.mark.parametrize(
     "argv, said",
     [
@@ -376,12 +428,13 @@ def test_real_pictures_are_measured_where_they_can_be_drawn(kept: Kept, world: W
         (["--sweep", "sampler=eulr"], "did you mean euler?"),
         (["--sweep", "clip_skip=1,9"], "--clip-skip 9 is out of range"),
         (["--steps", "0"], "--steps 0"),
-        (["--judge", "/no/folder"], "/no/folder holds no judge.safetensors"),
+        (["--judge", "/no/folder"], "/no/folder is no folder with judge.safetensors"),
         (["--font", "/no/font.ttf"], "there is no font"),
         (["--sheet", "x.jpg"], "must end in .png"),
         (["--sheet", "/no/x.png"], "No such file"),
         (["--plots", "plots"], "give a --sweep"),
-        (["--count", "50000"], "200000 are the most"),
+        (["--count", "50000"], "--count 50000 makes 650000 pictures: 200000 are the most"),
+        (["--count", "50000", "--parts", "scenes,held_out", "--sweep", "steps=1,2"], "makes 750000 pictures"),
         (["-m", "/no/model"], "/no/model"),
         (["a red circle"], "one word too many"),
     ],
@@ -398,7 +451,8 @@ def test_bad_input_is_refused_in_one_line(
 
 
 def test_the_help_names_what_there_is() -> None:
-    assert command.PARTS == PARTS and command.JUDGE == JUDGE
+    assert tuple(command.PARTS) == PARTS and command.JUDGE == JUDGE
+    assert [*command.PARTS.values()] == [len(GENEVAL), len(HELD_OUT), len(TOLD_SHAPES), 1]
     assert set(command.SWEPT) <= set(Options.__annotations__)
 
 

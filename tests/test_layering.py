@@ -1,6 +1,7 @@
 """The shape of the house: imports go one way, importing does nothing else, names are told before torch is loaded."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,16 @@ def imported(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         found |= {name.split(".")[1] for name in names if name.startswith("minisd.")}
     return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT.parent / "scripts").glob("*.py")), ids=lambda p: p.name)
+def test_what_a_script_imports_is_there(path: Path) -> None:
+    """No test runs the long ones, and a moved name would break them unseen."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "minisd":
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
 
 
 def home(path: Path) -> str:

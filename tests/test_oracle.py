@@ -11,7 +11,8 @@ from test_world import CIRCLE, SCENE, SQUARE
 
 from minisd.eval.evaluate import SHAPES
 from minisd.image import to_pil
-from minisd.world.oracle import UNCLEAR, judge, label, nearest, read
+from minisd.world.mark import WORDS, mark, told
+from minisd.world.oracle import UNCLEAR, Reading, label, nearest, read
 from minisd.world.scenes import SPLITS, Scene
 from minisd.world.shapes import mask
 from minisd.world.vocabulary import KINDS
@@ -27,6 +28,11 @@ def plain(size: int) -> World:
 
 def render(scene: Scene, size: int = 64) -> Image.Image:
     return to_pil(plain(size).draw([scene]))[0]
+
+
+def marked(reading: Reading, scene: Scene) -> dict[str, bool]:
+    """Every word of a scene."""
+    return mark(reading, told(scene))
 
 
 def drawn(count: int, kind: str | None = None) -> list[Scene]:
@@ -48,7 +54,7 @@ def test_the_oracle_reads_what_was_drawn(size: int, count: int) -> None:
     for index in range(count):
         scene = plain(size).scene(11_000 + index, SPLITS[index % 3])
         reading = read(render(scene, size))
-        wrong += not judge(reading, scene)["all"]
+        wrong += not marked(reading, scene)["all"]
         seen.add((scene.kind, len(scene.objects)))
         for item in scene.objects:  # positions to a pixel
             assert min(np.hypot(item.x - seen.x, item.y - seen.y) for seen in reading.objects) < 1 / size
@@ -63,8 +69,8 @@ def test_the_oracle_forgives_the_faults_of_a_decoder() -> None:
         scene = plain(64).scene(12_000 + index, SPLITS[index % 3])
         soft = np.asarray(render(scene).filter(ImageFilter.GaussianBlur(0.7)))
         poor = soft + rng.normal(0, 4, 3) + rng.normal(0, 6, soft.shape)
-        verdict = judge(read(Image.fromarray(np.clip(poor, 0, 255).astype(np.uint8))), scene)
-        del verdict["background"], verdict["all"]  # cream and white are 43 apart: a cast may swap them
+        verdict = marked(read(Image.fromarray(np.clip(poor, 0, 255).astype(np.uint8))), scene)
+        del verdict["ground"], verdict["all"]  # cream and white are 43 apart: a cast may swap them
         wrong += not all(verdict.values())
     assert wrong <= 1
 
@@ -73,15 +79,15 @@ def test_the_oracle_is_not_fooled() -> None:
     swapped = Scene((replace(CIRCLE, x=0.7), replace(SQUARE, x=0.2)), "white", "to the right of")
     lies = {
         "colour": replace(SCENE, objects=(replace(CIRCLE, colour="orange"), SQUARE)),
-        "shape": replace(SCENE, objects=(CIRCLE, replace(SQUARE, noun="diamond"))),
+        "noun": replace(SCENE, objects=(CIRCLE, replace(SQUARE, noun="diamond"))),
         "size": replace(SCENE, objects=(CIRCLE, replace(SQUARE, size="large", extent=0.4))),
         "relation": swapped,
-        "background": replace(SCENE, background="cream"),
+        "ground": replace(SCENE, background="cream"),
     }
-    assert judge(read(render(SCENE)), SCENE) == dict.fromkeys([*lies, "place", "count", "all"], True)
+    assert marked(read(render(SCENE)), SCENE) == dict.fromkeys([*WORDS, "all"], True)
     for word, lie in lies.items():
-        assert judge(read(render(lie)), lie)["all"]
-        verdict = judge(read(render(lie)), SCENE)
+        assert marked(read(render(lie)), lie)["all"]
+        verdict = marked(read(render(lie)), SCENE)
         assert [key for key, right in verdict.items() if not right] == sorted([word, "all"], key=list(verdict).index)
 
 
@@ -90,17 +96,17 @@ def test_the_oracle_notices_every_repainting_erasure_and_addition() -> None:
         first, second = scene.objects
         colours = list(COLOURS)
         other = colours[(colours.index(first.colour) + 1 + index % 7) % 8]
-        assert not judge(read(render(replace(scene, objects=(replace(first, colour=other), second)))), scene)["colour"]
-        alone = judge(read(render(Scene((second,), scene.background))), scene)
-        assert not (alone["count"] or alone["shape"] or alone["colour"] or alone["size"] or alone["relation"])
-        extra = judge(read(render(scene)), Scene((first,), scene.background))
+        assert not marked(read(render(replace(scene, objects=(replace(first, colour=other), second)))), scene)["colour"]
+        alone = marked(read(render(Scene((second,), scene.background))), scene)
+        assert not (alone["count"] or alone["noun"] or alone["colour"] or alone["size"] or alone["relation"])
+        extra = marked(read(render(scene)), Scene((first,), scene.background))
         assert [word for word, right in extra.items() if not right] == ["count", "all"]
 
 
 def test_colours_bound_to_the_wrong_shapes_are_noticed() -> None:
     crossed = replace(SCENE, objects=(replace(CIRCLE, colour="blue"), replace(SQUARE, colour="red")))
-    verdict = judge(read(render(crossed)), SCENE)
-    assert not verdict["colour"] and verdict["shape"] and verdict["relation"]
+    verdict = marked(read(render(crossed)), SCENE)
+    assert not verdict["colour"] and verdict["noun"] and verdict["relation"]
 
 
 def test_numbers_and_places_are_read() -> None:
@@ -108,19 +114,19 @@ def test_numbers_and_places_are_read() -> None:
     shown = [replace(SQUARE, x=x, y=y) for x, y in spots]
     scenes = [Scene(tuple(shown[:number]), "gray") for number in (2, 3, 4)]
     for scene in scenes:
-        verdicts = [judge(read(render(scene)), told) for told in scenes]
-        assert [v["count"] for v in verdicts] == [v["all"] for v in verdicts] == [told == scene for told in scenes]
+        verdicts = [marked(read(render(scene)), other) for other in scenes]
+        assert [v["count"] for v in verdicts] == [v["all"] for v in verdicts] == [other == scene for other in scenes]
     for (x, y), place in zip(spots, ("top left", "top right", "bottom left", "bottom right"), strict=True):
         reading = read(render(Scene((replace(SQUARE, x=x, y=y),), "gray")))
-        right = [name for name in PLACES if judge(reading, Scene((SQUARE,), "gray", place=name))["place"]]
+        right = [name for name in PLACES if marked(reading, Scene((SQUARE,), "gray", place=name))["place"]]
         assert right == [f"in the {place} corner"]
 
 
 def test_a_diagonal_is_judged_by_its_longer_way() -> None:
     steep = replace(SCENE, objects=(replace(CIRCLE, y=0.25), replace(SQUARE, x=0.45, y=0.8)))
-    verdict = judge(read(render(steep)), SCENE)
+    verdict = marked(read(render(steep)), SCENE)
     assert [word for word, right in verdict.items() if not right] == ["relation", "all"]
-    assert judge(read(render(steep)), replace(steep, relation="above"))["all"]
+    assert marked(read(render(steep)), replace(steep, relation="above"))["all"]
 
 
 @pytest.mark.parametrize("rgb", [(125, 95, 47), (130, 130, 130), (35, 120, 147), (200, 170, 160)])
@@ -148,7 +154,7 @@ def test_noise_and_emptiness_match_nothing() -> None:
         noise = np.repeat(rng.uniform(0, 255, (64, 64, channels)), 3 // channels, -1).astype(np.uint8)
         reading = read(Image.fromarray(noise))
         assert all(UNCLEAR in (seen.noun, seen.colour) for seen in reading.objects)
-        assert not any(judge(reading, scene)["all"] for scene in drawn(50))
+        assert not any(marked(reading, scene)["all"] for scene in drawn(50))
     empty = read(Image.new("RGB", (64, 64), PLAIN["cream"]))
     assert (empty.background, empty.objects) == ("cream", ())
     assert read(Image.new("RGB", (64, 64), (0, 255, 0))).background == UNCLEAR

@@ -10,7 +10,7 @@ import pytest
 from toy_font import GREEN, TOYS, picture, write_font
 
 from minisd.cli import main
-from minisd.world.colour import lab
+from minisd.world.colour import lab, named
 from minisd.world.emoji import EMOJI, FIRST
 from minisd.world.recipe import FONTS, WorldRecipe, find_font
 from minisd.world.shapes import mask
@@ -133,6 +133,21 @@ def test_forms_need_a_part_that_differs(width: float, told: bool) -> None:
     assert bool(sprites.nouns["button"]) == told and sprites.nouns["coin"]
 
 
+@pytest.mark.parametrize(
+    "rgb, name",
+    [
+        ((246, 146, 145), "pink"),  # a brain
+        ((255, 246, 157), "beige"),  # the inside of an avocado
+        ((254, 97, 94), "red"),  # an octopus
+        ((246, 176, 62), "yellow"),
+        ((2, 191, 165), "green"),
+        ((53, 178, 222), "blue"),
+    ],
+)
+def test_a_colour_has_the_name_that_people_give_it(rgb: tuple[int, int, int], name: str) -> None:
+    assert named(np.array([rgb])).tolist() == [name]
+
+
 @pytest.mark.parametrize("colour", TINTS)
 def test_a_hue_is_what_its_name_says_and_keeps_the_details(atlas: dict, colour: str) -> None:
     for noun in ("cat", "dog", "panda"):
@@ -222,4 +237,5 @@ def test_the_real_font_where_there_is_one() -> None:
         assert np.mean([len(hues) >= 6 for hues in sprites.nouns.values()]) > 0.9
         red = {noun for noun, own in sprites.own.items() if own == "red"}
         assert {"apple", "balloon", "rose", "car"} <= red and not {"banana", "penguin", "house"} & set(sprites.own)
+        assert sprites.own["brain"] == "pink" and "avocado" not in sprites.own
         assert sprites.own["fox"] == "orange" and sprites.own["frog"] == "green"

@@ -1,7 +1,6 @@
 """The world's truth: its words, its splits, where things lie, what a near miss is."""
 
 import colorsys
-import json
 import os
 import random
 import subprocess
@@ -19,7 +18,7 @@ from minisd.train.recipe import Recipe
 from minisd.world.colour import lab
 from minisd.world.emoji import EMOJI, FIRST, GROUPS, NAMES, group, noun
 from minisd.world.layout import GAP, MARGIN, SLANT, related
-from minisd.world.oracle import holds, lies
+from minisd.world.mark import holds, lies
 from minisd.world.recipe import WorldRecipe
 from minisd.world.scenes import HELD_OUT, SPLITS, Object, Scene, held_out, recipe, reserved, told_otherwise
 from minisd.world.vocabulary import GROUND_KINDS, KINDS
@@ -95,6 +94,13 @@ def test_the_emoji_are_many_and_their_nouns_are_words() -> None:
     assert all(key != name for key, name in NAMES.items()), "an override that changes nothing"
     assert set(NAMES.values()) <= set(EMOJI), "an override that nothing uses"
     assert (noun("🦊"), noun("🌹"), noun("☀"), noun("🚗"), noun("🎂")) == ("fox", "rose", "sun", "car", "cake")
+
+
+def test_what_shows_several_is_not_named_as_one() -> None:
+    """Else "two cherries" would be four."""
+    several = {"🍒": "pair of cherries", "🫐": "bunch of blueberries", "🥞": "stack of pancakes", "🍂": "fallen leaves"}
+    several |= {"🎭": "pair of theater masks", "🧱": "brick wall", "🫒": "olive branch", "🍇": "bunch of grapes"}
+    assert all(noun(letter).endswith(name) for letter, name in several.items())
 
 
 def test_the_first_emoji_are_of_every_group() -> None:
@@ -249,7 +255,7 @@ def test_places_are_where_their_words_say(train: list[Scene]) -> None:
         across = next((sides[word] for word in ("left", "right") if word in scene.place), (0.43, 0.57))
         down = next((sides[word] for word in ("top", "bottom") if word in scene.place), (0.43, 0.57))
         assert across[0] <= item.x <= across[1] and down[0] <= item.y <= down[1], (scene.place, item)
-        assert [place for place in PLACES if lies(item, place)] == [scene.place]
+        assert [place for place in PLACES if lies(place, item)] == [scene.place]
 
 
 def test_things_of_a_scene_are_told_apart_by_words(train: list[Scene]) -> None:
@@ -270,9 +276,7 @@ def test_one_kind_can_be_asked_for(toy_world: World) -> None:
         toy_world.vocabulary.sample(rng, kind="pairs")
 
 
-def test_a_scene_survives_json_and_refuses_nonsense(train: list[Scene]) -> None:
-    for scene in (SCENE, *train[:50]):
-        assert Scene.from_dict(json.loads(json.dumps(scene.to_dict()))) == scene
+def test_a_scene_refuses_nonsense() -> None:
     for objects, words in (
         ((CIRCLE,), {"relation": "above"}),
         ((CIRCLE, SQUARE), {"relation": "near"}),

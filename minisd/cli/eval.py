@@ -28,10 +28,10 @@ from .common import (
     whole,
 )
 from .flags import DTYPES
-from .generate import NUMBERS, settled
+from .generate import options_of, settled
 from .model import add_model_flags, check_model, load_model
 
-PARTS = ("geneval", "held_out", "shapes", "scenes")
+PARTS = {"geneval": 6, "held_out": 2, "shapes": 4, "scenes": 1}  # and how many categories each has
 SWEPT = ("steps", "cfg_scale", "sampler", "schedule", "clip_skip", "guidance_rescale", "eta")
 QUICK = 20  # prompts in each category, and only the parts of two words
 FULL = 300
@@ -109,7 +109,9 @@ def run(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     parser = build_parser()
     args = parser.parse(argv)
-    args.sweeps = dict(read_sweep(parser, text) for text in args.sweep)
+    args.sweeps = {}
+    for name, values in (read_sweep(parser, text) for text in args.sweep):
+        args.sweeps[name] = tuple(dict.fromkeys((*args.sweeps.get(name, ()), *values)))
     checked(args)
     with notes(args) as say:
         kept, world = load_kept(args, say)
@@ -140,7 +142,7 @@ def read_sweep(parser: Parser, text: str) -> tuple[str, tuple]:
         raise BadInput(f"--sweep: {wrong}; it is NAME=VALUE,VALUE with one of {', '.join(SWEPT)}")
     kind = parser._option_string_actions[option].type
     try:
-        found = tuple(dict.fromkeys(kind(value.strip()) for value in values.split(",")))
+        found = tuple(kind(value.strip()) for value in values.split(","))
     except argparse.ArgumentTypeError as error:
         raise BadInput(f"--sweep {name}: {error}") from error
     return name, found
@@ -153,16 +155,17 @@ def checked(args: argparse.Namespace) -> None:
         BadInput: the first thing that does not fit.
     """
     args.count = args.count or (QUICK if args.quick else FULL)
-    args.parts = args.parts or (PARTS[:2] if args.quick else PARTS)
+    args.parts = args.parts or tuple(PARTS)[: 2 if args.quick else None]
     config = check_model(args)
     settled(args, config)
     for name, values in args.sweeps.items():
         for value in values:
             settled(argparse.Namespace(**vars(args) | {name: value}), config)
     with refusing():
-        pictures = args.count * (15 + 6 * sum(len(values) for values in args.sweeps.values()))
+        swept = sum(len(values) for values in args.sweeps.values())
+        pictures = args.count * (sum(PARTS[part] for part in args.parts) + PARTS["geneval"] * swept)
         check(pictures <= MAX_PICTURES, f"--count {args.count} makes {pictures} pictures: {MAX_PICTURES} are the most")
-        check((args.judge / JUDGE).is_file(), f"{args.judge} holds no {JUDGE}: make one with minisd train judge")
+        check((args.judge / JUDGE).is_file(), f"{args.judge} is no folder with {JUDGE}: minisd train judge makes one")
         check(args.font is None or Path(args.font).is_file(), f"there is no font {args.font!r}")
         check(not args.plots or args.sweeps, "--plots draws sweeps: give a --sweep")
         drawable = not args.plots or find_spec("matplotlib") is not None
@@ -176,7 +179,11 @@ def checked(args: argparse.Namespace) -> None:
 
 
 def load_kept(args: argparse.Namespace, say: Callable[[str], None]) -> tuple[Any, Any]:
-    """The judge, and its world where it can be drawn."""
+    """The judge, and its world where it can be drawn.
+
+    Raises:
+        BadInput: there is no judge, or a font was named that does not draw its world.
+    """
     from ..eval.kept import load_kept
     from ..runtime import pick_device
 
@@ -185,6 +192,8 @@ def load_kept(args: argparse.Namespace, say: Callable[[str], None]) -> tuple[Any
     try:
         return kept, kept.world(args.font)
     except ValueError as error:
+        if args.font:
+            raise BadInput(str(error)) from error
         say(f"{error}; no real pictures are drawn")
         return kept, None
 
@@ -194,9 +203,8 @@ def evaluate(args: argparse.Namespace, model: Any, kept: Any, world: Any) -> Any
     from ..eval.evaluate import Evaluation, Plan
     from ..eval.report import accuracy_text
 
-    options = {name: getattr(args, name, None) for name in NUMBERS}
     size = {"looked_at": 256, "learned": 1024} if args.quick else {}
-    plan = Plan(args.count, args.parts, args.seed, options, args.sweeps, progress=not args.quiet, **size)
+    plan = Plan(args.count, args.parts, args.seed, options_of(args), args.sweeps, progress=not args.quiet, **size)
     with refusing(ValueError):
         return Evaluation(model, kept, world, plan).run(lambda report: show(args, accuracy_text(report) + "\n"))
 
@@ -224,6 +232,5 @@ def show(args: argparse.Namespace, words: str) -> None:
 
 def told(args: argparse.Namespace, model: Any) -> dict[str, Any]:
     """What was done, for the line of JSON."""
-    given = {name: getattr(args, name, None) for name in NUMBERS}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in options_of(args).items() if value is not None}
     return {"model": model.config.name, **model.origin, "quick": args.quick, "seed": args.seed, "settings": settings}

@@ -19,6 +19,7 @@ from ..config import TextConfig, check
 from ..nn.clip import CLIPText
 from ..text.tokenizer import Tokenizer
 from ..train.clip import ImageTower
+from ..world.judge import squared
 
 CLIP = "clip.safetensors"
 WEIGHT = 2.5
@@ -36,9 +37,7 @@ class Clip:
     @torch.no_grad()
     def pictures(self, pictures: Tensor) -> Tensor:
         """Pictures (b, 3, H, W) in [-1, 1] of any size -> unit vectors (b, p)."""
-        pictures = pictures.to(self.image.projection.weight.device)
-        if pictures.shape[-1] != self.size or pictures.shape[-2] != self.size:
-            pictures = F.interpolate(pictures, (self.size, self.size), mode="bicubic", antialias=True).clamp(-1, 1)
+        pictures = squared(pictures.to(self.image.projection.weight.device), self.size)
         return F.normalize(self.image(pictures), dim=-1)
 
     @torch.no_grad()

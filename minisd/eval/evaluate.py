@@ -134,7 +134,7 @@ class Evaluation:
 
     def ceilings(self, part: str, categories: dict[str, list[Question]]) -> dict[str, Score]:
         """The scores that real pictures of the same scenes get: what the readers' own eyesight allows."""
-        world = self.world if part != "shapes" else World(SHAPES, self.model.config.defaults.width)
+        world = self.world if part != "shapes" else World(SHAPES, self.size)
         if world is None:
             return {}
         return {
@@ -149,7 +149,8 @@ class Evaluation:
             found["clip_score"] = clip_figures(kept.clip, list(answers["geneval"].values()))
         if "scenes" in answers:
             scenes = answers["scenes"]["scenes"]
-            found["frechet"] = frechet_figures(kept, scenes)
+            if len(scenes.questions) > 2:  # with one left out there has to be a covariance
+                found["frechet"] = frechet_figures(kept, scenes)
             if self.world is not None:
                 found["nearest"] = nearest_figures(kept, self.world, scenes, self.plan.learned)
         return found

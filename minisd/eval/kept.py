@@ -19,8 +19,6 @@ from ..world.vocabulary import Vocabulary
 from ..world.world import World
 from .clip import Clip, load_clip
 
-JUDGE = "judge.safetensors"
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -54,7 +52,7 @@ def load_kept(folder: Path, device: torch.device | str = "cpu") -> Kept:
         ValueError: what is there is no judge, or no CLIP.
         OSError: a file cannot be read.
     """
-    judge, told, real = judges.load(folder / JUDGE, device)
+    judge, told, real = judges.load(folder / judges.JUDGE, device)
     recipe = {key: tuple(value) if isinstance(value, list) else value for key, value in told["recipe"].items()}
     known = (vocabulary(told["world"]), WorldRecipe(**recipe), told["world"], told["accuracy"])
     return Kept(judge, *known, real.to(device), load_clip(folder, device))

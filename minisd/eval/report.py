@@ -29,7 +29,7 @@ def accuracy_text(report: "Report") -> str:
     n, right = seen["objects"], seen["right"]
     low, high = wilson(right["all"], n)
     words = ", ".join(f"{name} {percent(right[name] / n)}" for name in right if name != "all")
-    when = "real pictures, drawn now" if report.measured else "real pictures when it was made (no font here)"
+    when = "real pictures, drawn now" if report.measured else "real pictures when it was made (none drawn now)"
     told = f"the judge on {n} unseen objects of {when}: {percent(right['all'] / n)} % all right"
     return f"{told} [{percent(low)}, {percent(high)}] ({words}); {seen['extra']} objects seen that are not there"
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ..image import to_pil
 from ..pipeline import Model, generate
 from ..world import oracle
+from ..world.judge import squared
 from ..world.mark import WORDS, mark
 from ..world.oracle import Reading
 from ..world.world import World
@@ -23,6 +23,7 @@ from .intervals import of_mean_share, wilson
 from .prompts import Question
 
 LOT = 32  # prompts drawn at a time
+ORACLE = (64, 128)  # pixels: the smallest and the largest side that the oracle is given
 
 Reader = Callable[[Tensor], list[Reading]]
 
@@ -82,9 +83,7 @@ def drawn(
 
 def to_bytes(pictures: Tensor, size: int) -> Tensor:
     """Pictures (b, 3, H, W) in [-1, 1] as bytes of one size, on the CPU."""
-    if pictures.shape[-2:] != (size, size):
-        pictures = F.interpolate(pictures.float(), (size, size), mode="bicubic", antialias=True)
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    return ((squared(pictures, size).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
 
 def from_bytes(pictures: Tensor) -> Tensor:
@@ -99,8 +98,9 @@ def real(world: World, questions: Sequence[Question]) -> Iterator[Tensor]:
 
 
 def by_oracle(pictures: Tensor) -> list[Reading]:
-    """The reader by rules: plain shapes on plain grounds."""
-    return [oracle.read(image) for image in to_pil(pictures)]
+    """The reader by rules: plain shapes on plain grounds. It takes squares; of large ones it would see no more."""
+    low, high = ORACLE
+    return [oracle.read(image) for image in to_pil(squared(pictures, min(max(pictures.shape[-1], low), high)))]
 
 
 def overall(scores: Sequence[Score]) -> tuple[float, tuple[float, float]]:

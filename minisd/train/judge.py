@@ -21,7 +21,7 @@ from ..image import grid, to_pil
 from ..nn.vae import VAE
 from ..world.accuracy import accuracy
 from ..world.draw import Layout
-from ..world.judge import EXTENT, NATURAL, Answers, Judge, Words, save
+from ..world.judge import EXTENT, JUDGE, NATURAL, Answers, Judge, Words, save
 from ..world.known import known
 from ..world.scenes import Scene
 from ..world.world import World
@@ -179,7 +179,7 @@ def write_judge(stage: JudgeStage, weights: Mapping[str, Tensor], folder: Path, 
     seen = accuracy(readings, scenes)
     told = {"world": known(world), "recipe": asdict(world.recipe), "accuracy": asdict(seen)}
     folder.mkdir(parents=True, exist_ok=True)
-    save(folder / "judge.safetensors", judge, told, torch.cat(features))
+    save(folder / JUDGE, judge, told, torch.cat(features))
     print(f"judge: {seen.line()}")
     for drawn, read, count in seen.confused[:12]:
         print(f"judge: {drawn} was read as {read} {count} times")

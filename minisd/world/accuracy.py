@@ -42,8 +42,8 @@ def accuracy(readings: Sequence[Reading], scenes: Sequence[Scene]) -> Accuracy:
         for item in scene.objects:
             seen = nearest(reading.objects, item)
             verdicts.append(compared(seen, item))
-            if seen and told(seen) != told(item):
-                confused[told(item), told(seen)] += 1
+            if seen and seen.name != item.name:
+                confused[item.name, seen.name] += 1
         for verdict in verdicts:
             right.update(verdict)
         spare = len(reading.objects) - sum(verdict["found"] for verdict in verdicts)
@@ -72,9 +72,3 @@ def compared(seen: Object | None, item: Object) -> dict[str, bool]:
         "extent": abs(seen.extent / item.extent - 1) < STRETCH,
     }
     return verdict | {"all": all(verdict.values())}
-
-
-def told(item: Object) -> str:
-    """An object in words, as it is where it has no hue."""
-    noun, hue, pattern = item.look
-    return " ".join(filter(None, (pattern if pattern != "plain" else None, hue, noun)))

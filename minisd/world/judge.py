@@ -27,6 +27,7 @@ from minisd.world.oracle import LARGE, UNCLEAR, Reading
 from minisd.world.scenes import Object
 from minisd.world.words import COLOURS, PATTERNS, SHAPES
 
+JUDGE = "judge.safetensors"  # in a folder of its own
 NATURAL = "natural"  # the hue of an emoji as it is
 HUES = (*COLOURS, NATURAL)
 EXTENT = 0.34  # of the width: what an extent is told relative to
@@ -134,11 +135,15 @@ class Judge(nn.Module):
 
     def fitted(self, pictures: Tensor) -> Tensor:
         """Pictures of the size, on the device and of the dtype that the network works on."""
-        weight, size = self.answers.weight, self.words.size
-        pictures = pictures.to(weight.device, weight.dtype).clamp(-1, 1)
-        if pictures.shape[-2:] == (size, size):
-            return pictures
-        return F.interpolate(pictures, (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
+        weight = self.answers.weight
+        return squared(pictures.to(weight.device, weight.dtype).clamp(-1, 1), self.words.size)
+
+
+def squared(pictures: Tensor, size: int) -> Tensor:
+    """Pictures (b, 3, H, W) in [-1, 1] of any size, made to fit a square of so many pixels."""
+    if pictures.shape[-2:] == (size, size):
+        return pictures
+    return F.interpolate(pictures.float(), (size, size), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def in_words(answers: Answers, words: Words) -> list[Reading]:

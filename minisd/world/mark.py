@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from minisd.world.oracle import Reading, holds
+from minisd.world.oracle import Reading
 from minisd.world.scenes import Object, Scene
 from minisd.world.words import PLACES
 
@@ -94,6 +94,13 @@ def fitting(seen: Object, thing: Thing) -> Iterator[tuple[str, bool]]:
     yield "colour", thing.colour in (None, seen.colour or AS_IT_IS)
     yield "pattern", thing.pattern in (None, seen.pattern)
     yield "size", thing.size in (None, seen.size)
+
+
+def holds(relation: str, first: Object, second: Object) -> bool:
+    """Whether `first` RELATION `second`, by the centres and along the longer way between them."""
+    dx, dy = second.x - first.x, second.y - first.y
+    ahead = {"to the left of": dx, "to the right of": -dx, "above": dy, "below": -dy}[relation]
+    return ahead > 0 and ahead >= max(abs(dx), abs(dy))
 
 
 def lies(place: str, seen: Object) -> bool:

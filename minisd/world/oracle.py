@@ -1,21 +1,20 @@
 """An oracle that reads a picture back into words, by rules alone.
 
-In: a square RGB picture, drawn or generated. Out: a `Reading`, to be judged against a `Scene`.
+In: a square RGB picture, drawn or generated. Out: a `Reading`, to be marked against a `Scene` (`mark`).
 Every pixel is taken as a mixture, pixel = background + coverage * (object - background). The coverage of each
 connected blob is compared with the eight shapes drawn into its bounding box. What resembles nothing is called
 "unclear", so that a poor picture cannot pass by being nearest to something.
 """
 
 from dataclasses import dataclass
-from itertools import permutations
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from minisd.world.colour import lab
-from minisd.world.scenes import Object, Scene
+from minisd.world.scenes import Object
 from minisd.world.shapes import Box, mask
-from minisd.world.words import COLOURS, PLACES, PLAIN, RGB, SHAPES
+from minisd.world.words import COLOURS, PLAIN, RGB, SHAPES
 
 UNCLEAR = "unclear"
 CONTRAST = 45.0  # RGB distance that lifts a pixel off the background; black on dark blue, the faintest, has 99
@@ -29,7 +28,6 @@ ASPECT_LIMIT = 1.4
 CLOSE = 0.12  # soft IoU: nearer rivals are looked at closely
 SCALES = (0.6, 1.0)
 BLURS = (0.0, 0.6, 1.0)  # pixels; generated pictures are softer than drawn ones
-THIRDS = (0.4, 0.6)  # of the width: between the places at the sides (up to 0.35) and in the middle (0.44 to 0.56)
 LARGE = 0.33  # of the width: between the largest small shape and the smallest large one
 
 
@@ -54,39 +52,6 @@ def read(image: Image.Image) -> Reading:
     blobs = [number for number in order if areas[number - 1] >= SPECK * labels.size]
     objects = tuple(_read_blob(pixels, ground, contrast, labels, number) for number in blobs)
     return Reading(nearest(ground, PLAIN, BACKGROUND_LIMIT), objects)
-
-
-def judge(reading: Reading, scene: Scene) -> dict[str, bool]:
-    """What of a scene the reading shows: count, shape, colour, size, relation, place, background, and all of these.
-
-    The objects are paired in the way that is kindest to the picture; if one is missing, every word about objects is
-    wrong. Relation and place are judged by the centres, and trivially true for a scene without one.
-    """
-    wanted, found = scene.objects, reading.objects
-    verdict = {
-        "count": len(found) == len(wanted),
-        "shape": False,
-        "colour": False,
-        "size": False,
-        "relation": scene.relation is None,
-        "place": scene.place is None,
-        "background": reading.background == scene.background,
-    }
-    if len(found) >= len(wanted):
-        verdict |= max((_compare(chosen, scene) for chosen in permutations(found, len(wanted))), key=_score)
-    return verdict | {"all": all(verdict.values())}
-
-
-def holds(relation: str, first: Object, second: Object) -> bool:
-    """Whether `first` RELATION `second`, by the centres and along the longer way between them."""
-    dx, dy = second.x - first.x, second.y - first.y
-    ahead = {"to the left of": dx, "to the right of": -dx, "above": dy, "below": -dy}[relation]
-    return ahead > 0 and ahead >= max(abs(dx), abs(dy))
-
-
-def lies(item: Object, place: str) -> bool:
-    """Whether an object lies in a place, by its centre."""
-    return tuple((centre >= THIRDS[0]) + (centre > THIRDS[1]) for centre in (item.x, item.y)) == PLACES[place]
 
 
 def nearest(rgb: np.ndarray | RGB, names: dict[str, RGB], limit: float) -> str:
@@ -209,20 +174,3 @@ def _iou(coverage: np.ndarray, shape: str, blur: float, box: Box) -> float:
     scale = np.clip((coverage * drawn).sum() / np.square(coverage).sum(), *SCALES)
     coverage = np.minimum(coverage * scale, 1)
     return float(np.minimum(coverage, drawn).sum() / np.maximum(coverage, drawn).sum())
-
-
-def _compare(chosen: tuple[Object, ...], scene: Scene) -> dict[str, bool]:
-    """The words about the objects, for one way of pairing them with the scene's."""
-    pairs = list(zip(chosen, scene.objects, strict=False))
-    verdict = {
-        word: all(getattr(seen, name) == getattr(told, name) for seen, told in pairs)
-        for word, name in (("shape", "noun"), ("colour", "colour"), ("size", "size"))
-    }
-    verdict["relation"] = scene.relation is None or holds(scene.relation, *chosen)
-    verdict["place"] = scene.place is None or lies(chosen[0], scene.place)
-    return verdict
-
-
-def _score(verdict: dict[str, bool]) -> tuple[int, bool]:
-    # The relation only breaks ties: else two objects that swapped places would be taken for each other.
-    return verdict["shape"] + verdict["colour"] + verdict["size"], verdict["relation"]

@@ -8,7 +8,7 @@ width, y points down. Three splits keep an evaluation honest:
 """
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from minisd.world.words import COLOURS, INVERSE, NUMBERS, PLACES, RELATIONS, SHAPES
 
@@ -36,6 +36,12 @@ class Object:
     def look(self) -> tuple[str, str | None, str]:
         """Noun, hue and pattern: what sprite it is."""
         return self.noun, None if self.own else self.colour, self.pattern
+
+    @property
+    def name(self) -> str:
+        """The look in words."""
+        noun, hue, pattern = self.look
+        return " ".join(filter(None, (pattern if pattern != "plain" else None, hue, noun)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +81,6 @@ class Scene:
             return "place" if self.place else "single"
         return "list" if len(self.groups) == len(self.objects) else "count"
 
-    def to_dict(self) -> dict:
-        """The scene in lists, dicts, strings and numbers, fit for JSON."""
-        return {**asdict(self), "objects": [asdict(item) for item in self.objects]}
-
-    @classmethod
-    def from_dict(cls, data: dict) -> "Scene":
-        """The inverse of `to_dict`."""
-        return cls(**{**data, "objects": tuple(Object(**item) for item in data["objects"])})
-
 
 def told_otherwise(scene: Scene) -> Scene:
     """The same scene with the other object first: A left of B becomes B right of A."""
@@ -97,16 +94,11 @@ def recipe(scene: Scene) -> str:
     if scene.relation in ("to the right of", "below"):
         scene = told_otherwise(scene)
     if scene.relation:
-        things = f" {scene.relation} ".join(_words(item) for item in scene.objects)
+        things = f" {scene.relation} ".join(f"{item.size} {item.name}" for item in scene.objects)
     else:
-        groups = sorted((_words(item), number) for number, item in scene.groups)
+        groups = sorted((f"{item.size} {item.name}", number) for number, item in scene.groups)
         things = " and ".join(f"{NUMBERS[number]} {words}" if number > 1 else words for words, number in groups)
     return f"{things} {scene.place} on {scene.background}" if scene.place else f"{things} on {scene.background}"
-
-
-def _words(item: Object) -> str:
-    noun, hue, pattern = item.look
-    return " ".join(filter(None, (item.size, pattern if pattern != "plain" else None, hue, noun)))
 
 
 def reserved(recipe_str: str) -> bool:
