@@ -67,7 +67,7 @@ TRAPS = ("before it", "file begun", "half the tensors", "last tensor", "synced",
 
 def write_recipe(folder: Path) -> Path:
     """A recipe of a model so small that all its stages take a few seconds."""
-    data = Config.load(ROOT / "configs/mini.json").to_dict()
+    data = Config.load(ROOT / "configs/shapes.json").to_dict()
     data["text"][0] |= {"width": 32, "layers": 1, "hidden": 64, "projection": 16}
     data["unet"] |= {"channels": [16, 32], "depth": [0, 1], "heads": [1, 2], "context_dim": 32, "groups": 8}
     data["vae"] |= {"channels": [8, 8, 16], "groups": 4}

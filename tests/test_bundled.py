@@ -50,7 +50,7 @@ def test_files_are_those_of_the_index() -> None:
 
 def test_it_is_the_recipes_model(model: Model) -> None:
     """The bundled config is the preset but for the scale factor that the VAE stage measured."""
-    preset = Config.load(ROOT / "configs/mini.json")
+    preset = Config.load(ROOT / "configs/shapes.json")
     measured = replace(preset.vae, scale_factor=model.config.vae.scale_factor)
     assert model.config == replace(preset, vae=measured)
 
@@ -155,4 +155,4 @@ def test_the_wheel_draws_elsewhere(tmp_path: Path) -> None:
     where = [str(python), "-c", "import minisd; print(minisd.__file__)"]
     home = subprocess.run(where, cwd=tmp_path, env=clean, capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) in home
-    assert (site / "minisd/configs/train/mini.toml").is_file()
+    assert (site / "minisd/configs/train/cpu.toml").is_file()

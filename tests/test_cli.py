@@ -282,9 +282,9 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Pat
     (bad / "truncated.png").write_bytes((bad / "taken.png").read_bytes()[:20])
     (bad / "run" / "tokenizer" / "vocab.json").touch()
     (bad / "run" / "vae.safetensors").touch()
-    recipe = default_recipe().read_text(encoding="utf-8")
+    recipe = default_recipe("shapes").read_text(encoding="utf-8")
     (bad / "fields.toml").write_text(recipe.replace("batch", "bach"))
-    (bad / "no-config.toml").write_text(recipe.replace("../mini.json", "nowhere.json"))
+    (bad / "no-config.toml").write_text(recipe.replace("../shapes.json", "nowhere.json"))
     return bad
 
 
@@ -792,8 +792,8 @@ def test_info_counts_a_model_folder(tiny_model, capsys) -> None:
 
 
 def test_train_learns_a_tokenizer_into_its_run_folder(tmp_path: Path, capsys) -> None:
-    text = default_recipe().read_text(encoding="utf-8").replace("captions = 4000", "captions = 50")
-    text = text.replace("../mini.json", str(default_recipe().parent.parent / "mini.json"))
+    text = default_recipe("shapes").read_text(encoding="utf-8").replace("captions = 4000", "captions = 50")
+    text = text.replace("../shapes.json", str(default_recipe().parent.parent / "shapes.json"))
     (tmp_path / "r.toml").write_text(text)
     assert main(["train", "tokenizer", "--recipe", str(tmp_path / "r.toml"), "--out", str(tmp_path / "run")]) == 0
     made = [".lock", "config.json", "stages.json", "tokenizer", "tokenizer/merges.txt", "tokenizer/vocab.json"]
@@ -804,10 +804,10 @@ def test_train_learns_a_tokenizer_into_its_run_folder(tmp_path: Path, capsys) ->
 def test_train_hands_the_stage_its_run(bad_files: Path, monkeypatch) -> None:
     runs = []
     monkeypatch.setitem(STAGES, "vae", runs.append)
-    argv = ["train", "vae", "--out", str(bad_files / "run"), "--resume", "--device", "cpu"]
+    argv = ["train", "vae", "--recipe", "shapes", "--out", str(bad_files / "run"), "--resume", "--device", "cpu"]
     assert main(argv) == 0
     assert runs[0].folder == bad_files / "run" and runs[0].resume and runs[0].device == torch.device("cpu")
-    assert runs[0].base.name == "mini"
+    assert runs[0].base.name == "shapes"
 
 
 @pytest.mark.parametrize("text", ["0", "-0", "+7", "18446744073709551615"])

@@ -13,17 +13,17 @@ from minisd.settings import resolve
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
-@pytest.mark.parametrize("name", ["mini", "mini128", "sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize("name", ["mini", "mini128", "shapes", "sd15", "sd21", "sdxl"])
 def test_presets_round_trip(name: str) -> None:
     config = Config.load(CONFIGS / f"{name}.json")
-    assert config.name == name
+    assert config.name == name.removesuffix("128")  # one model, at two sizes
     assert Config.from_json(config.to_json()) == config
     assert Config.from_dict(config.to_dict()) == config
 
 
 def edited(**changes: object) -> str:
     """mini's JSON with dotted fields replaced."""
-    data = json.loads((CONFIGS / "mini.json").read_text())
+    data = json.loads((CONFIGS / "shapes.json").read_text())
     for dotted, value in changes.items():
         *path, last = dotted.split("__")
         part = data
@@ -121,17 +121,17 @@ def test_clip_skip_contract() -> None:
 )
 def test_settings_refuse_and_name_the_value(options: dict, said: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        resolve(Config.load(CONFIGS / "mini.json"), **options)
+        resolve(Config.load(CONFIGS / "shapes.json"), **options)
     assert said in str(caught.value)
 
 
 def test_an_unknown_option_is_a_type_error() -> None:
     with pytest.raises(TypeError, match=r"unknown options .*stepz"):
-        resolve(Config.load(CONFIGS / "mini.json"), stepz=3)
+        resolve(Config.load(CONFIGS / "shapes.json"), stepz=3)
 
 
 def test_none_means_the_models_own() -> None:
-    config = Config.load(CONFIGS / "mini.json")
+    config = Config.load(CONFIGS / "shapes.json")
     own = resolve(config, seed=0)
     assert own == resolve(
         config, seed=0, **{f.name: getattr(own, f.name) for f in dataclasses.fields(own) if f.name != "seed"}

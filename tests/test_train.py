@@ -24,7 +24,7 @@ SHORT = {"batch": 4, "save_every": 2, "grid_every": 4, "warmup": 2, "autocast": 
 
 
 def tiny_recipe() -> Recipe:
-    recipe = Recipe.load(ROOT / "configs/train/mini.toml")
+    recipe = Recipe.load(ROOT / "configs/train/shapes.toml")
     return dataclasses.replace(
         recipe,
         tokenizer=dataclasses.replace(recipe.tokenizer, captions=200),
@@ -36,7 +36,7 @@ def tiny_recipe() -> Recipe:
 
 
 def tiny_config() -> Config:
-    data = Config.load(ROOT / "configs/mini.json").to_dict()
+    data = Config.load(ROOT / "configs/shapes.json").to_dict()
     data["text"][0] |= {"width": 32, "layers": 2, "hidden": 64, "projection": 16}
     data["unet"] |= {"channels": [16, 32], "depth": [0, 1], "heads": [1, 2], "context_dim": 32, "groups": 8}
     data["vae"] |= {"channels": [8, 8, 16], "groups": 4}
@@ -222,7 +222,7 @@ def test_tokenizer_refuses_what_does_not_fit(finished: Run, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("line", ["stepz = 3", "steps = 0", 'steps = "many"', "lr = nan"])
 def test_recipes_refuse_what_they_do_not_know(tmp_path: Path, line: str) -> None:
-    text = (ROOT / "configs/train/mini.toml").read_text()
+    text = (ROOT / "configs/train/shapes.toml").read_text()
     key = line.split()[0]
     lines = [row for row in text.split("[vae]")[1].splitlines() if not row.startswith(f"{key} ")]
     path = tmp_path / "recipe.toml"

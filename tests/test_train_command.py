@@ -32,6 +32,8 @@ from minisd.train.stop import Stopped, now
 from minisd.train.unet import UnetStage
 from minisd.world.world import World
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture
 def did(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -50,11 +52,11 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         loop.run(Toy(steps=20), job.folder, job.device, job.resume, job.until, job.quiet, job.tensorboard)
 
     monkeypatch.setitem(STAGES, "vae", train)
-    return ["train", "vae", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    return ["train", "vae", "--recipe", "shapes", "--out", str(tmp_path / "run"), "--device", "cpu"]
 
 
 def job(folder: Path) -> Run:
-    return Run(Recipe.load(default_recipe()), folder, Config.load(default_recipe().parent.parent / "mini.json"), CPU)
+    return Run(Recipe.load(default_recipe("shapes")), folder, Config.load(ROOT / "configs/shapes.json"), CPU)
 
 
 def named(name: str, **recipe: Any) -> Toy:
@@ -86,7 +88,7 @@ def test_all_runs_what_is_not_finished_in_order(tmp_path: Path, did: list[str], 
 
 
 def test_all_leaves_alone_what_came_with_a_model(tmp_path: Path, did: list[str], capsys) -> None:
-    argv = ["train", "all", "--init", "mini", "--out", str(tmp_path / "run"), "--device", "cpu", "-q"]
+    argv = ["train", "all", "--recipe", "shapes", "--init", "mini", "--out", str(tmp_path / "run"), "-q"]
     assert main(argv) == 0
     assert did == ["unet", "export"]
     assert [f"{name}: came with the model" for name in ("tokenizer", "clip", "vae")] == capsys.readouterr().out.split(
@@ -198,7 +200,7 @@ def test_a_signal_outside_the_loop_ends_at_once(tmp_path: Path, number: int, cod
         pytest.fail("went on")
 
     monkeypatch.setitem(STAGES, "vae", begin)
-    assert main(["train", "vae", "--out", str(tmp_path), "--device", "cpu"]) == code
+    assert main(["train", "vae", "--recipe", "shapes", "--out", str(tmp_path), "--device", "cpu"]) == code
 
 
 @pytest.fixture

@@ -243,7 +243,7 @@ def test_the_latents_kept_are_those_of_these_pictures(tmp_path: Path) -> None:
     [("unet.steps=5", (5, 1e-3)), ("unet.lr=3e-4", (15500, 3e-4)), (" unet.lr = 1 ", (15500, 1.0))],
 )
 def test_a_field_of_the_recipe_can_be_set(change: str, told: tuple[int, float]) -> None:
-    unet = Recipe.load(ROOT / "configs/train/mini.toml", [change]).unet
+    unet = Recipe.load(ROOT / "configs/train/shapes.toml", [change]).unet
     assert (unet.steps, unet.lr) == told
     assert Recipe.load(ROOT / "configs/train/finetune.toml", ["lora.base=bf16"]).lora.base == "bf16"
 
@@ -251,7 +251,7 @@ def test_a_field_of_the_recipe_can_be_set(change: str, told: tuple[int, float]) 
 @pytest.mark.parametrize("change", ["unet.stepz=5", "unet.steps", "=5", "unet.steps=many", "size.x=3", "lora.base=fp8"])
 def test_a_field_that_is_not_there_is_refused(change: str) -> None:
     with pytest.raises(ValueError, match=change.partition("=")[0].rpartition(".")[2] or change):
-        Recipe.load(ROOT / "configs/train/mini.toml", [change])
+        Recipe.load(ROOT / "configs/train/shapes.toml", [change])
 
 
 ABSURD = ["lora.alpha=0.0", "lora.alpha=-1.0", "unet.drop_prompt=1.5", "unet.text_lr=-0.1", "unet.snr_gamma=0.0"]
@@ -262,7 +262,7 @@ def test_a_number_that_makes_no_sense_is_refused(change: str) -> None:
     """Some would train nothing, one would fall out of the noise table."""
     name, _, value = change.partition("=")
     with pytest.raises(ValueError, match=f"{name.partition('.')[2]} {value} must"):
-        Recipe.load(ROOT / "configs/train/mini.toml", [change])
+        Recipe.load(ROOT / "configs/train/shapes.toml", [change])
 
 
 TINY = {"steps": 2, "batch": 2, "warmup": 1, "save_every": 2, "grid_every": 2, "autocast": "false"}
@@ -286,7 +286,7 @@ def test_every_stage_learns_from_a_folder_alone(pictures: Path, tmp_path: Path, 
     """From a tokenizer that knows the folder's words to a model that draws; the world is never asked."""
     (tmp_path / "tiny.json").write_text(tiny_config().to_json())
     (tmp_path / "recipe.toml").write_text(
-        (ROOT / "configs/train/mini.toml").read_text().replace("../mini.json", "tiny.json")
+        (ROOT / "configs/train/shapes.toml").read_text().replace("../shapes.json", "tiny.json")
     )
     monkeypatch.setattr("minisd.train.stages.World", lambda *_: pytest.fail("the world"))
     short = sets("clip", "vae", "unet", size=16, clip__sketch_steps=1, clip__width=32, clip__layers=1, unet__unseen=3)

@@ -342,8 +342,8 @@ def test_a_recipe_chooses_what_there_is() -> None:
         with pytest.raises(ValueError, match=f"world.{next(iter(words))}"):
             WorldRecipe(**words)
     folder = Path(__file__).parent.parent / "configs/train"
-    emoji = {name: Recipe.load(folder / f"{name}.toml").world.emoji for name in ("mini", "cpu", "gpu")}
-    assert emoji == {"mini": 0, "cpu": 64, "gpu": None}
+    emoji = {name: Recipe.load(folder / f"{name}.toml").world.emoji for name in ("shapes", "cpu", "gpu")}
+    assert emoji == {"shapes": 0, "cpu": 64, "gpu": None}
 
 
 # Near misses.

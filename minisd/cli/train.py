@@ -59,8 +59,8 @@ def build_parser() -> Parser:
     stages = (*NEEDS, "all")
     about = f"{', '.join(NEEDS)}; all: those of a model that are not finished, in this order"
     parser.add_argument("stage", type=choice("stage", stages), metavar="STAGE", help=about)
-    recipe = "a TOML recipe (default: that of the bundled model; with --data and a model finetune.toml)"
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help=recipe)
+    recipe = "a TOML file, or one of minisd's own: cpu (the default), gpu, shapes, finetune (with --data and a model)"
+    parser.add_argument("--recipe", type=recipe_file, metavar="FILE", help=recipe)
     change = "a field of the recipe, such as unet.steps=500; may be given several times"
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=change)
     data = "a folder of pictures with metadata.jsonl, one {file_name, text} a line (default: the procedural world)"
@@ -99,7 +99,13 @@ def chief() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def default_recipe(name: str = "mini") -> Path:
+def recipe_file(text: str) -> Path:
+    """A file, or one of minisd's own recipes by its name."""
+    own = default_recipe(text)
+    return own if own.exists() and not Path(text).is_file() else Path(text)
+
+
+def default_recipe(name: str = "cpu") -> Path:
     """A recipe of minisd's own: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent.parent
     inside, beside = (folder / "configs" / "train" / f"{name}.toml" for folder in (package, package.parent))
@@ -189,7 +195,7 @@ def terminated() -> Iterator[None]:
 def read_recipe(args: argparse.Namespace) -> Recipe:
     """The recipe that is asked for, or the one that suits the call, with what is set otherwise."""
     fine = args.stage == "lora" or (args.data and (args.init or begun(args.out)))
-    args.recipe = args.recipe or default_recipe("finetune" if fine else "mini")
+    args.recipe = args.recipe or default_recipe("finetune" if fine else "cpu")
     rank = [] if args.rank is None else [f"lora.rank={args.rank}"]
     recipe = Recipe.load(args.recipe, [*args.set, *rank])
     return replace(recipe, world=replace(recipe.world, font=args.font)) if args.font else recipe
