@@ -190,10 +190,11 @@ def save(path: Path, judge: Judge, told: dict[str, Any], real: Tensor) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    tensors = {name: tensor.half().cpu().contiguous() for name, tensor in judge.state_dict().items()}
-    metadata = {"words": json.dumps(asdict(judge.words)), "told": json.dumps(told)}
+    tensors = {f"judge.{name}": tensor for name, tensor in judge.state_dict().items()} | {"real": real}
+    # One key: of several the order in the file would be another each time.
+    metadata = {"judge": json.dumps({"words": asdict(judge.words), "told": told})}
     with atomic(path) as temporary:
-        save_file({f"judge.{k}": v for k, v in tensors.items()} | {"real": real.half().cpu()}, temporary, metadata)
+        save_file({name: tensor.half().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[Judge, dict[str, Any], Tensor]:
@@ -204,11 +205,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[Judge, dict[st
         OSError: it cannot be read.
     """
     with safe_open(path, "pt") as file:
-        data = file.metadata() or {}
-        check("words" in data and "told" in data, f"{path} is no judge: make one with minisd train judge")
+        metadata = file.metadata() or {}
+        check("judge" in metadata, f"{path} is no judge: make one with minisd train judge")
         tensors = {key.removeprefix("judge."): file.get_tensor(key).float() for key in file.keys()}
-    words = json.loads(data["words"])
-    judge = Judge(Words(**{key: tuple(v) if isinstance(v, list) else v for key, v in words.items()}))
+    data = json.loads(metadata["judge"])
+    judge = Judge(Words(**{key: tuple(v) if isinstance(v, list) else v for key, v in data["words"].items()}))
     real = tensors.pop("real")
     judge.load_state_dict(tensors)
-    return judge.to(device).eval().requires_grad_(False), json.loads(data["told"]), real
+    return judge.to(device).eval().requires_grad_(False), data["told"], real
