@@ -208,16 +208,16 @@ train clip --recipe {bad}/missing.toml
 train clip --recipe {bad}/text.txt
 train clip --recipe {bad}/fields.toml
 train clip --recipe {bad}/no-config.toml
-train clip --out {bad}/folder
-train vae --out {bad}/run
-train unet --out {bad}/run
-train vae --out {bad}/text.txt
-train vae --threads 0
-train vae --device gpu
-train vae --minutes 0
-train vae --minutes soon
-train vae --resume always
-train all --out {bad}/text.txt
+train clip --recipe shapes --out {bad}/folder
+train vae --recipe shapes --out {bad}/run
+train unet --recipe shapes --out {bad}/run
+train vae --recipe shapes --out {bad}/text.txt
+train vae --recipe shapes --threads 0
+train vae --recipe shapes --device gpu
+train vae --recipe shapes --minutes 0
+train vae --recipe shapes --minutes soon
+train vae --recipe shapes --resume always
+train all --recipe shapes --out {bad}/text.txt
 plot
 plot {bad}/missing --text
 plot {bad}/text.txt --text
@@ -430,8 +430,8 @@ def test_what_may_not_be_opened_is_one_line(
         ("generate --like {bad}/comfy.png", "ComfyUI"),
         ("generate --like {bad}/odd.png", "--steps 'ten'"),
         ("generate --like {bad}/mask.png", "give it, -i FILE"),
-        ("train unet --out {bad}/run", "minisd train clip"),
-        ("train vae --out {bad}/run", "--resume"),
+        ("train unet --recipe shapes --out {bad}/run", "minisd train clip"),
+        ("train vae --recipe shapes --out {bad}/run", "--resume"),
     ],
 )
 def test_the_one_line_shows_the_way_out(
