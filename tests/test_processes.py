@@ -19,8 +19,9 @@ from test_train import tiny_config, tiny_recipe
 
 from minisd.cli import main
 from minisd.train import loop, processes, stages
+from minisd.train.job import Run
 from minisd.train.log import read
-from minisd.train.stages import Run, one
+from minisd.train.stages import one
 from minisd.train.stop import Stopped
 
 STEPS = 50

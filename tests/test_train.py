@@ -14,9 +14,10 @@ from minisd.nn.clip import CLIPText
 from minisd.text.tokenizer import Tokenizer
 from minisd.train import stages
 from minisd.train.export import export, keep_clip
+from minisd.train.job import Run
 from minisd.train.loop import run
 from minisd.train.recipe import Recipe
-from minisd.train.stages import STAGES, Run
+from minisd.train.stages import STAGES
 from minisd.train.start import start_from
 
 ROOT = Path(__file__).parent.parent

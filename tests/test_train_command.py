@@ -23,10 +23,11 @@ from minisd.cli.train import default_recipe
 from minisd.config import Config
 from minisd.train import loop
 from minisd.train.checkpoint import steps_done
+from minisd.train.job import Run, finished
 from minisd.train.lock import locked
 from minisd.train.log import read
 from minisd.train.recipe import Recipe, VaeRecipe
-from minisd.train.stages import STAGES, Run, every, finished, one, tokenizer, train
+from minisd.train.stages import STAGES, every, one, tokenizer, train
 from minisd.train.start import network
 from minisd.train.stop import Stopped, now
 from minisd.train.unet import UnetStage

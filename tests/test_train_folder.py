@@ -288,7 +288,7 @@ def test_every_stage_learns_from_a_folder_alone(pictures: Path, tmp_path: Path, 
     (tmp_path / "recipe.toml").write_text(
         (ROOT / "configs/train/shapes.toml").read_text().replace("../shapes.json", "tiny.json")
     )
-    monkeypatch.setattr("minisd.train.stages.World", lambda *_: pytest.fail("the world"))
+    monkeypatch.setattr("minisd.train.job.World", lambda *_: pytest.fail("the world"))
     short = sets("clip", "vae", "unet", size=16, clip__sketch_steps=1, clip__width=32, clip__layers=1, unet__unseen=3)
     for stage in ("tokenizer", "clip", "vae", "unet", "export"):
         argv = ["train", stage, "--data", str(pictures), "--recipe", str(tmp_path / "recipe.toml"), "--device", "cpu"]

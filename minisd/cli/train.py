@@ -144,11 +144,12 @@ def run(argv: Sequence[str]) -> int:
 
 
 def work(args: argparse.Namespace, say: Callable[[str], None], **job: Any) -> int:
-    """The training itself; `job` is what `stages.Run` is told besides the flags."""
+    """The training itself; `job` is what `Run` is told besides the flags."""
     import torch
 
     from ..runtime import pick_device
     from ..train import processes, stages
+    from ..train.job import Run
     from ..train.stop import Stopped
 
     with refusing():
@@ -163,7 +164,7 @@ def work(args: argparse.Namespace, say: Callable[[str], None], **job: Any) -> in
         torch.set_num_threads(args.threads)
     say(f"{chosen}: {reason}; {args.stage} by {args.recipe} into {args.out}")
     flags = {"resume": args.resume, "quiet": args.quiet, "tensorboard": args.tensorboard}
-    run = stages.Run(folder=args.out, device=chosen, **flags, **job)
+    run = Run(folder=args.out, device=chosen, **flags, **job)
     try:
         # Some things only a stage can see: a picture that is damaged further down, a checkpoint of another network.
         with refusing(ValueError), processes.joined(chosen):
