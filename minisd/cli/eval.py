@@ -8,26 +8,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..config import SAMPLER_NAMES, SCHEDULE_NAMES, check
+from ..config import check
 from ..files import check_writable
 from ..weights.find import BUNDLED as MODEL
 from .common import (
     BadInput,
     Parser,
-    add_choice,
     add_common,
     choice,
-    device,
     flat,
     near,
     notes,
-    number,
     positive,
     refusing,
-    threads,
     whole,
 )
-from .flags import DTYPES
+from .flags import add_drawing_flags, add_machine_flags, add_size_flags
 from .generate import options_of, settled
 from .model import add_model_flags, check_model, load_model
 
@@ -73,22 +69,11 @@ def build_parser() -> Parser:
     font = "Noto Color Emoji, to draw real pictures (default: where systems keep it; without it those rows are missing)"
     group.add_argument("--font", metavar="FILE", help=font)
     group = parser.add_argument_group("how (default: the model's own)")
-    group.add_argument("--steps", type=whole, metavar="N", help="denoising steps")
-    group.add_argument("--cfg-scale", type=number, metavar="X", help="guidance; 1 is none (also --cfg, --scale)")
-    add_choice(group, "--sampler", SAMPLER_NAMES)
-    add_choice(group, "--schedule", SCHEDULE_NAMES)
-    group.add_argument("--eta", type=number, metavar="X", help="fresh noise a step, 0 to 1, for samplers that take it")
-    group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
-    clip_skip = "1: the last block of the text encoder, 2: the one before"
-    group.add_argument("--clip-skip", type=whole, metavar="N", help=clip_skip)
-    group.add_argument("-W", "--width", type=whole, metavar="N", help="pixels")
-    group.add_argument("-H", "--height", type=whole, metavar="N", help="pixels")
+    add_drawing_flags(group)
+    add_size_flags(group)
     group.add_argument("--batch-size", type=whole, default=16, metavar="N", help="pictures at a time (default 16)")
     add_model_flags(parser)
-    group = parser.add_argument_group("machine")
-    group.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
-    add_choice(group, "--dtype", DTYPES, "auto")
-    group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
+    add_machine_flags(parser)
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="one line of JSON on stdout, the tables on stderr")
     group.add_argument("--sheet", type=Path, metavar="FILE", help="a PNG of the first 32 pictures of each category")

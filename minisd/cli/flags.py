@@ -60,13 +60,7 @@ def add_flags(parser: Parser) -> None:
     like = "draw by the recipe in this picture, by minisd, AUTOMATIC1111 or stable-diffusion.cpp; other flags win"
     group.add_argument("--like", metavar="PICTURE", help=like)
     group = parser.add_argument_group("how (default: the model's own)")
-    group.add_argument("--steps", type=whole, metavar="N", help="denoising steps")
-    group.add_argument("--cfg-scale", type=number, metavar="X", help="guidance; 1 is none (also --cfg, --scale)")
-    add_choice(group, "--sampler", SAMPLER_NAMES)
-    add_choice(group, "--schedule", SCHEDULE_NAMES)
-    eta = f"fresh noise a step, 0 to 1, for {', '.join(ETA_SAMPLERS)}"
-    group.add_argument("--eta", type=number, metavar="X", help=eta)
-    group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
+    add_drawing_flags(group)
     start = "how strong the first noise is: sigma (AUTOMATIC1111) or total (default: diffusers' way of the sampler)"
     group.add_argument("--start-scale", type=choice("start scale", START_NAMES), metavar="NAME", help=start)
     when = "guide only in this part of the noise, 1 is all noise; outside it a step costs half"
@@ -78,20 +72,42 @@ def add_flags(parser: Parser) -> None:
     strength = "0 to 1: lean the first noise towards that of the variation seed; image i has SEED, VARIATION SEED + i"
     group.add_argument("--variation-strength", type=number, metavar="X", help=strength)
     group.add_argument("--variation-seed", type=whole, metavar="N", help="-1 or none, with a strength: a random one")
-    clip_skip = "1: the last block of the text encoder, 2: the one before (AUTOMATIC1111's count; diffusers' + 1)"
-    group.add_argument("--clip-skip", type=whole, metavar="N", help=clip_skip)
     add_text_flags(group)
     group = parser.add_argument_group("size")
-    group.add_argument("-W", "--width", type=whole, metavar="N", help="pixels")
-    group.add_argument("-H", "--height", type=whole, metavar="N", help="pixels")
+    add_size_flags(group)
     add_picture_flags(parser)
     add_model_flags(parser)
+    group = add_machine_flags(parser)
+    tiling = "decode in strips, to spare memory: on, off, auto (default: beyond 1024 x 1024 pixels)"
+    group.add_argument("--vae-tiling", type=choice("way", TILING_NAMES), metavar="WHEN", help=tiling)
+
+
+def add_drawing_flags(group: Any) -> None:
+    """The settings of any picture, however it comes about."""
+    group.add_argument("--steps", type=whole, metavar="N", help="denoising steps")
+    group.add_argument("--cfg-scale", type=number, metavar="X", help="guidance; 1 is none (also --cfg, --scale)")
+    add_choice(group, "--sampler", SAMPLER_NAMES)
+    add_choice(group, "--schedule", SCHEDULE_NAMES)
+    eta = f"fresh noise a step, 0 to 1, for {', '.join(ETA_SAMPLERS)}"
+    group.add_argument("--eta", type=number, metavar="X", help=eta)
+    group.add_argument("--guidance-rescale", type=number, metavar="X", help="0 to 1, against over-exposure")
+    clip_skip = "1: the last block of the text encoder, 2: the one before (AUTOMATIC1111's count; diffusers' + 1)"
+    group.add_argument("--clip-skip", type=whole, metavar="N", help=clip_skip)
+
+
+def add_size_flags(group: Any) -> None:
+    """Of a picture."""
+    group.add_argument("-W", "--width", type=whole, metavar="N", help="pixels")
+    group.add_argument("-H", "--height", type=whole, metavar="N", help="pixels")
+
+
+def add_machine_flags(parser: Parser) -> Any:
+    """Where it runs; returns the group."""
     group = parser.add_argument_group("machine")
     group.add_argument("--device", type=device, default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:N")
     add_choice(group, "--dtype", DTYPES, "auto")
-    tiling = "decode in strips, to spare memory: on, off, auto (default: beyond 1024 x 1024 pixels)"
-    group.add_argument("--vae-tiling", type=choice("way", TILING_NAMES), metavar="WHEN", help=tiling)
     group.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: torch's choice)")
+    return group
 
 
 def add_text_flags(group: Any) -> None:
